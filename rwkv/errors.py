@@ -1,0 +1,21 @@
+"""Errors that a user can mend. Each message says what, where, which value, and what to do; commands print it and exit 2."""
+
+
+class UserError(ValueError):
+    """Base of all errors that are the input's, not the program's."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class DataError(UserError):
+    """Data is missing, empty, unreadable or does not fit the settings."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or model file is missing, damaged, or of another model."""
+
+
+class KernelError(UserError):
+    """A kernel backend was asked for that cannot run here."""
