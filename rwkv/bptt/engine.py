@@ -1,0 +1,164 @@
+"""Gradients of a batch of any length, one chunk on the accelerator at a time.
+
+Pass 1 runs the chunks forward without a graph and keeps only the state at each boundary. Pass 2 goes from the last chunk
+to the first: the chunk again with a graph from its saved state, then backward from its loss and from the gradient of its
+final state, which the chunk after it has given; the gradient of its initial state goes to the chunk before. Parameter
+gradients add up. The result is that of one backward over the whole batch; the cost is 4/3 of a backward cut at every chunk.
+
+`truncated` does the same in windows of `depth` chunks and lets no gradient pass between windows; one of depth 1 needs no
+pass 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rwkv.bptt.states import Buffers, Sqrt, choose
+from rwkv.data.layout import Batch, Chunk
+from rwkv.model.state import State
+
+# (tokens, state, reset, targets, weight) -> (loss, state): `rwkv.model.loss.LossModel`, however wrapped
+Model = Callable[..., tuple[Tensor | None, State]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """ctx_len: tokens a chunk; window: chunks that a gradient goes back through, None for all; states: as `bptt.states`."""
+
+    ctx_len: int
+    window: int | None = None
+    states: str = "auto"
+    folder: Path | None = None  # of states on disk
+
+
+class Bptt:
+    """The gradient of one batch, computed chunk by chunk: call `advance` until `done`.
+
+    Between any two calls the work so far can be saved (`state_dict`) and taken up by another process
+    (`load_state_dict`), given the parameter gradients so far.
+
+    Attributes:
+        loss: fp64 scalar on the device, the loss of the chunks whose backward is done.
+        final: the state after the batch, detached; set once `done`.
+        d_state: the gradient of the initial state; set once `done`, if `want_state_grad`.
+    """
+
+    def __init__(
+        self, model: Model, batch: Batch, state: State, settings: Settings, denominator: float, want_state_grad: bool = False
+    ):
+        self.model, self.batch, self.settings, self.denominator = model, batch, settings, denominator
+        self.device = state.wkv.device
+        self.n = batch.chunks(settings.ctx_len)
+        self.size = min(settings.window or self.n, self.n)
+        self.want_state_grad = want_state_grad
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.work = 0
+        self.d_state: State | None = None
+        self._store = None
+        self._open(0, state.detach())
+
+    @property
+    def total(self) -> int:
+        """Chunks to go through, both passes counted."""
+        windows, rest = divmod(self.n, self.size)
+        return windows * (2 * self.size - 1) + (2 * rest - 1 if rest else 0)
+
+    @property
+    def done(self) -> bool:
+        return self.first >= self.n
+
+    def advance(self) -> None:
+        """One chunk of one pass."""
+        self._forward() if self.at < self.last else self._backward()
+        self.work += 1
+
+    def _open(self, first: int, state: State) -> None:
+        """Begin the window at chunk `first`, whose initial state is given."""
+        self.first, self.last = first, min(first + self.size, self.n) - 1
+        self.at = first  # next chunk of pass 1; `last` once that is through
+        self.down = self.last  # next chunk of pass 2
+        self.current = state
+        self.grad: list[Tensor] | None = None
+        if first >= self.n:
+            self.final = state
+            return
+        count = self.last - first + 1
+        if self._store is None:
+            self._store = self._make_store(count, state)
+        self._store.put(0, state)
+
+    def _make_store(self, count: int, like: State) -> Buffers | Sqrt:
+        kind = choose(count, like) if self.settings.states == "auto" else self.settings.states
+        if kind == "sqrt":
+            return Sqrt(count, like, lambda i, state: self._next_state(self.first + i, state))
+        return Buffers(count, like, kind, self.settings.folder)
+
+    def _chunk(self, i: int) -> Chunk:
+        return self.batch.chunk(i, self.settings.ctx_len, self.denominator, self.device)
+
+    @torch.no_grad()
+    def _next_state(self, i: int, state: State) -> State:
+        chunk = self._chunk(i)
+        return self.model(chunk.tokens, state, chunk.reset)[1]
+
+    def _forward(self) -> None:
+        self.current = self._next_state(self.at, self.current)
+        self.at += 1
+        self._store.put(self.at - self.first, self.current)
+
+    def _backward(self) -> None:
+        i = self.down
+        chunk = self._chunk(i)
+        state = self._store.get(i - self.first)
+        # the first chunk's own state is a leaf only if somebody asks for its gradient
+        start = state.leaf() if i > self.first or (self.want_state_grad and i == 0) else state
+        loss, end = self.model(chunk.tokens, start, chunk.reset, chunk.targets, chunk.weight)
+        if i == self.last:
+            self.current = end.detach()
+        if self.grad is None:
+            loss.backward()
+        else:
+            # one scalar whose gradient is that of the loss and, through the final state, of all chunks behind
+            behind = sum((x * g).sum(dtype=loss.dtype) for x, g in zip(end.tensors(), self.grad, strict=True))
+            (loss + behind).backward()
+        self.loss += loss.detach()
+        if start is not state:
+            self.grad = [torch.zeros_like(x) if x.grad is None else x.grad for x in start.tensors()]
+        if i > self.first:
+            self.down -= 1
+            return
+        if self.want_state_grad and i == 0:
+            self.d_state = State(*self.grad)
+        self._open(self.last + 1, self.current)
+
+    def state_dict(self) -> dict:
+        """All that another process needs to go on from here, besides the parameter gradients: plain numbers and tensors."""
+        kept = 0 if self.done else (self.at if self.at < self.last else self.down) - self.first + 1
+        return {
+            "first": self.first,
+            "at": self.at,
+            "down": self.down,
+            "work": self.work,
+            "loss": self.loss.cpu(),
+            "current": [x.detach().cpu() for x in self.current.tensors()],
+            "grad": None if self.grad is None else [x.cpu() for x in self.grad],
+            "states": self._store.saved(kept),
+        }
+
+    def load_state_dict(self, saved: dict) -> None:
+        self._open(saved["first"], State(*(x.to(self.device) for x in saved["current"])))
+        self.at, self.down, self.work = saved["at"], saved["down"], saved["work"]
+        self.loss = saved["loss"].to(self.device)
+        self.grad = None if saved["grad"] is None else [x.to(self.device) for x in saved["grad"]]
+        self._store.restore(saved["states"])
+
+
+def gradient(model: Model, batch: Batch, state: State, settings: Settings, denominator: float, want_state_grad: bool = False) -> Bptt:
+    """The whole gradient in one call: parameter gradients are added to `.grad`; see `Bptt` for what is returned."""
+    bptt = Bptt(model, batch, state, settings, denominator, want_state_grad)
+    while not bptt.done:
+        bptt.advance()
+    return bptt

@@ -1,0 +1,201 @@
+"""argv -> composed YAML -> dataclasses, with errors that name the setting, its value, what is allowed and the nearest.
+
+Hydra composes the groups of `conf/`; everything it would let through (unknown keys behind `+` or in an experiment
+file, wrong types) is caught when the result is converted to `TrainConfig`.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from rwkv.config.schema import TrainConfig, parse_count
+from rwkv.errors import ConfigError
+
+PRIMARY = "train"
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / f"{PRIMARY}.yaml").is_file():
+            return folder
+    raise ConfigError(f"conf/{PRIMARY}.yaml is missing beside {package}: the installation is incomplete")
+
+
+def groups() -> dict[str, list[str]]:
+    """Every config group with its options, in the order of the defaults list."""
+    entries = yaml.safe_load((conf_dir() / f"{PRIMARY}.yaml").read_text())["defaults"]
+    names = [next(iter(entry)) for entry in entries if isinstance(entry, dict)]
+    return {name: sorted((f.stem for f in (conf_dir() / name).glob("*.yaml")), key=_natural) for name in names}
+
+
+def _natural(option: str) -> tuple:
+    """Sizes by number, names by alphabet."""
+    digits = option.rstrip("bk")
+    try:
+        return 0, float(digits) * (1024 if option.endswith("k") else 1), option
+    except ValueError:
+        return 1, 0.0, option
+
+
+def normalise(overrides: list[str]) -> list[str]:
+    """Check each override's key or option, and turn `ctx_len=1000` (a number that is no option) into a value.
+
+    Raises:
+        ConfigError: an override that cannot be read, an unknown option or key.
+    """
+    known, seen, out = groups(), {}, []
+    for text in overrides:
+        override = _parse(text)
+        key = override.key_or_group
+        if key in seen and not override.is_sweep_override():
+            raise ConfigError(f"{key} is set twice: {seen[key]} and {text}; keep one")
+        seen[key] = text
+        out.append(_check_option(text, override, known) if key in known else _check_key(text, override, known))
+    return out
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        hint = " (a value with spaces or signs needs quotes: 'key=\"value\"')" if "=" in text else ": settings are written key=value"
+        raise ConfigError(f"{text}: cannot be read{hint}") from error
+
+
+def _check_option(text: str, override: Override, known: dict[str, list[str]]) -> str:
+    group = override.key_or_group
+    value = override.value()
+    if override.is_sweep_override():
+        choices = [str(x) for x in override.sweep_string_iterator()]
+    elif isinstance(value, list):
+        choices = [str(x) for x in value]
+    else:
+        choices = ["null" if value is None else str(value)]
+    unknown = [c for c in choices if c not in known[group] and not (group == "experiment" and c == "null")]
+    if not unknown:
+        # quoted, since Hydra takes a bare number for a number and not for an option's name
+        return text if override.is_sweep_override() or isinstance(value, list) else f"{group}='{choices[0]}'" if choices != ["null"] else text
+    if group == "ctx_len" and len(choices) == 1 and isinstance(parse_count(value), int):
+        return f"ctx_len.tokens={parse_count(value)}"
+    raise ConfigError(f"{group}={unknown[0]}: there is no such option{_nearest(unknown[0], known[group])}; {group} has {', '.join(known[group]) or 'none yet'}")
+
+
+def _check_key(text: str, override: Override, known: dict[str, list[str]]) -> str:
+    path = override.key_or_group.split(".")
+    if path[0] == "hydra":
+        return text
+    node: Any = TrainConfig
+    for depth, part in enumerate(path):
+        fields = _fields(node)
+        if part not in fields:
+            where = ".".join(path[:depth])
+            names = list(fields) + (list(known) if depth == 0 else [])
+            raise ConfigError(
+                f"{text}: unknown setting {override.key_or_group}{_nearest(part, names, where)}; "
+                f"{where or 'the top level'} has {', '.join(fields) or 'no settings below it'}"
+            )
+        node = fields[part]
+    return text.lstrip("+")
+
+
+def _fields(node: Any) -> dict[str, Any]:
+    """Field name -> type, of a dataclass or of an optional one."""
+    for candidate in (node, *getattr(node, "__args__", ())):
+        if dataclasses.is_dataclass(candidate):
+            return {f.name: f.type for f in dataclasses.fields(candidate)}
+    return {}
+
+
+def _nearest(word: str, names: list[str], prefix: str = "") -> str:
+    found = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f" (did you mean {prefix + '.' if prefix else ''}{found[0]}?)" if found else ""
+
+
+def load(overrides: list[str]) -> TrainConfig:
+    """Compose, convert, check types and ranges.
+
+    Raises:
+        ConfigError: any of it fails; the message lists every problem found.
+    """
+    overrides = normalise(overrides)
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            cfg = compose(PRIMARY, overrides=overrides, return_hydra_config=True)
+        choices = dict(cfg.hydra.runtime.choices)
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(str(error).split("\nfull_key")[0]) from error
+    if tree["name"] is None:
+        tree["name"] = "-".join([choices["arch"], choices["model"], choices["data"]])
+    return convert(tree, overrides)
+
+
+def convert(tree: dict, overrides: list[str] = ()) -> TrainConfig:
+    """A plain dict as `TrainConfig`. Raises ConfigError that lists every problem found."""
+    try:
+        return TypeAdapter(TrainConfig).validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, overrides) for problem in error.errors())) from error
+
+
+def _explain(problem: dict, overrides: list[str]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    node: Any = TrainConfig
+    fields: dict[str, Any] = {}
+    key: list[str] = []
+    for part in path:
+        fields = _fields(node)
+        if part not in fields and problem["type"] != "unexpected_keyword_argument":
+            break  # pydantic's own steps into unions and lists
+        key.append(part)
+        node = fields.get(part)
+    name = ".".join(key)
+    where = _origin(key, overrides)
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"{name}: unknown setting{_nearest(key[-1], list(fields), '.'.join(key[:-1]))}{where}"
+    if problem["type"] == "missing":
+        return f"{name}: not set{where}"
+    return f"{name}={problem['input']!r}: {problem['msg'][0].lower() + problem['msg'][1:]}{where}"
+
+
+def _origin(key: list[str], overrides: list[str]) -> str:
+    """Where a value came from: the command line, or the files of conf/ that set such a key."""
+    name = ".".join(key)
+    if any(o.lstrip("+").startswith(name + "=") for o in overrides):
+        return ""
+    chosen = [o.split("=", 1) for o in overrides if o.split("=", 1)[0] in (key[0], "experiment")]
+    files = [conf_dir() / group / f"{option.strip(chr(39))}.yaml" for group, option in chosen]
+    hits = [str(f.relative_to(conf_dir().parent)) for f in files if f.is_file() and _sets(f, key)]
+    return f" (in {', '.join(hits)})" if hits else ""
+
+
+def _sets(file: Path, key: list[str]) -> bool:
+    return any(line.strip().startswith(f"{key[-1]}:") for line in file.read_text().splitlines())
+
+
+def flatten(cfg: TrainConfig) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every setting."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from walk(value, f"{prefix}.{key}" if prefix else key)
+        else:
+            yield prefix, node
+
+    yield from walk(dataclasses.asdict(cfg), "")

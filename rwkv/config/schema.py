@@ -1,0 +1,198 @@
+"""The types of `conf/`: one dataclass a config group, all of them in `TrainConfig`.
+
+Pydantic checks keys, types and ranges when `compose` converts the composed YAML; checks across fields are in `check.py`.
+Each field's comment is its documentation, with its unit.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid")
+_SUFFIX = {"k": 2**10, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12, "": 1}
+
+
+def parse_count(value: object) -> object:
+    """An int from "4k" (k = 1024), "1.5M", "3e9" or a whole float; anything else is returned as it is.
+
+    k is 1024, for it names context lengths; M, G (or B) and T are powers of 1000.
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:[eE]\+?\d+)?)\s*([kMGBT]?)\s*", value)
+        if not match:
+            return value
+        value = float(match[1]) * _SUFFIX[match[2]]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _as_text(value: object) -> object:
+    """Paths and names may look like numbers in YAML: data.path=2024 is the folder "2024"."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Bool = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1, strict=True)]
+Count0 = Annotated[int, BeforeValidator(parse_count), Field(ge=0, strict=True)]
+Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Arch:
+    version: Literal["v7"]
+
+
+@dataclass(config=_STRICT, frozen=True)
+class LoraRanks:
+    w: Count
+    a: Count
+    v: Count
+    g: Count
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Model:
+    n_layer: Count
+    n_embd: Count
+    head_size: Count
+    vocab_size: Count | None  # null: the tokenizer's
+    lora_rank: LoraRanks | None  # null: the official trainer's rule
+    kernel: Text  # backend of the recurrence: auto, or a name that `python -m rwkv.train` lists when it is wrong
+    recompute: Bool  # activation checkpointing per block, state gradients included
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Tokenizer:
+    kind: Literal["bytes", "world", "neox", "hf"]
+    path: Text | None  # hf, neox: the tokenizer.json
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Data:
+    kind: Literal["sample", "text", "tokens", "hub"]
+    path: Text | None  # text: file or folder; tokens: a .npy file of token ids
+    name: Text | None  # hub: the dataset's name
+    val_share: Fraction  # of the documents (of each document's tail, if they are few) kept for validation
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Layout:
+    kind: Literal["stream", "document"]
+    rows: Count  # rows of a batch, over all ranks: lanes of the stream, or documents side by side
+    chunks: Count  # stream: chunks of ctx_len tokens a lane reads in one optimizer step
+    accumulate: Count  # batches in one optimizer step
+    max_tokens: Count | None  # document: a longer document is cut into documents of this length; null: never
+
+
+@dataclass(config=_STRICT, frozen=True)
+class CtxLen:
+    tokens: Count  # tokens of a chunk: what is on the accelerator at once
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Bptt:
+    mode: Literal["exact", "truncated", "off"]
+    depth: Count  # truncated: chunks that a gradient goes back through
+    states: Literal["auto", "device", "host", "disk", "sqrt"]  # exact: where the states at chunk boundaries are kept
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Strategy:
+    kind: Literal["auto", "ddp", "fsdp", "ds1", "ds2", "ds2_offload", "ds3", "ds3_offload"]
+    accelerator: Literal["auto", "cpu", "cuda"]
+    devices: Count | Literal["auto"]
+    nodes: Count
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Precision:
+    weights: Literal["fp32", "bf16", "fp64"]  # bf16 keeps fp32 master weights, moments and gradient sums
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Optim:
+    lr: Positive
+    betas: tuple[Fraction, Fraction]
+    eps: Positive
+    weight_decay: NonNegative  # on matrices only, decoupled
+    clip: NonNegative  # global L2 norm of the gradient; 0: no clipping
+    layerwise_lr: Bool  # the generation's own factors, e.g. 2x for the decay w0 of v7
+    l2wrap: NonNegative  # factor of the official regulariser of the largest logit: 1e-4 there, 0 for none
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Schedule:
+    kind: Literal["cosine", "constant"]
+    warmup_steps: Count0
+    final: Annotated[float, Field(ge=0, le=1, strict=True)]  # lr at the end, as a share of optim.lr
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Trainer:
+    tokens: Count  # budget: training ends at the first optimizer step that reaches it
+    val_every: Count0  # optimizer steps between validations; 0: only at the end
+    val_tokens: Count  # at most so many tokens a validation
+    log_every: Count  # optimizer steps between lines of metrics.jsonl
+    self_check: Bool  # certify the gradient on the first batch before training
+    on_nan: Literal["stop"]  # a loss or gradient that is not finite ends the run before the weights change
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Checkpoint:
+    every: Count0  # optimizer steps; 0: only at the end and on a signal
+    minutes: NonNegative  # also when so many minutes have passed, in the middle of a long document too; 0: never
+    keep: Count  # newest checkpoints kept
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Logger:
+    kind: Literal["none", "wandb"]
+    project: Text
+    mode: Literal["online", "offline"]
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Sample:
+    prompt: Text
+    tokens: Count0  # length of the text generated at the end of a run; 0: none
+    temperature: Positive
+    top_p: Annotated[float, Field(gt=0, le=1, strict=True)]
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Expect:
+    """What a recipe must reach: the trainer says so, or by how much it is missed."""
+
+    train_loss: Positive
+    val_loss: Positive
+    tolerance: Positive
+
+
+@dataclass(config=_STRICT, frozen=True)
+class TrainConfig:
+    name: Text | None  # label of the run folder; null: made of the options chosen
+    out: Text  # folder of the runs
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+    threads: Count0  # CPU threads of a process; 0: PyTorch's choice
+    arch: Arch
+    model: Model
+    tokenizer: Tokenizer
+    data: Data
+    layout: Layout
+    ctx_len: CtxLen
+    bptt: Bptt
+    strategy: Strategy
+    precision: Precision
+    optim: Optim
+    schedule: Schedule
+    trainer: Trainer
+    checkpoint: Checkpoint
+    logger: Logger
+    sample: Sample
+    expect: Expect | None

@@ -1,0 +1,92 @@
+"""Cross-entropy in fp32 that never holds the full logits, and the model that ends in it."""
+
+import torch
+from torch import Tensor, nn
+
+from rwkv.model.rwkv import RWKV
+from rwkv.model.state import State
+
+LOGITS_AT_ONCE = 2**25  # elements: 128 MiB in fp32
+
+
+class LossModel(nn.Module):
+    """RWKV whose forward ends in the loss: the module that strategies wrap and gradient engines call.
+
+    l2wrap is the factor of the official regulariser of each token's largest logit: 1e-4 there, 0 for none.
+    """
+
+    def __init__(self, rwkv: RWKV, l2wrap: float = 0.0):
+        super().__init__()
+        self.rwkv, self.l2wrap = rwkv, l2wrap
+
+    def forward(
+        self, tokens: Tensor, state: State, reset: Tensor | None, targets: Tensor | None = None, weight: Tensor | None = None
+    ) -> tuple[Tensor | None, State]:
+        """
+        Args:
+            tokens, state, reset: as `RWKV.forward`.
+            targets: [B, T] int; None computes the state alone.
+            weight: [B, T] fp32: each target's share of the loss, 0 where it is not trained.
+
+        Returns:
+            sum(weight * cross_entropy), an fp32 scalar (None without targets); and the state after the last token.
+        """
+        hidden, state = self.rwkv(tokens, state, reset)
+        if targets is None:
+            return None, state
+        loss = linear_cross_entropy(hidden.flatten(0, 1), self.rwkv.head.weight, targets.flatten(), weight.flatten(), self.l2wrap)
+        return loss, state
+
+
+def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight: Tensor, l2wrap: float = 0.0) -> Tensor:
+    """sum_t weight_t * -log softmax(head @ hidden_t)[targets_t], with the gradients of `hidden` and `head`.
+
+    Args:
+        hidden: [n, C]; head: [V, C], the same dtype; targets: [n] int; weight: [n] fp32.
+        l2wrap: adds l2wrap * weight_t * max_logit_t to the gradient of token t's largest logit, which is the gradient of
+            l2wrap/2 * sum_t weight_t * max_logit_t^2. The returned value does not contain it (as RWKV-LM's L2Wrap).
+
+    Returns:
+        fp32 scalar (fp64 for fp64 inputs).
+    """
+    return _LinearCrossEntropy.apply(hidden, head, targets, weight, l2wrap)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are formed in the forward, block of rows by block of rows, while the logits are at hand."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, targets, weight, l2wrap):
+        acc = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        want_h, want_w = ctx.needs_input_grad[:2]
+        d_hidden = torch.empty_like(hidden) if want_h else None
+        d_head = torch.zeros_like(head, dtype=acc) if want_w else None
+        total = torch.zeros((), dtype=acc, device=hidden.device)
+        rows = max(1, LOGITS_AT_ONCE // len(head))
+        for start in range(0, len(hidden), rows):
+            cut = slice(start, start + rows)
+            h, target, scale = hidden[cut], targets[cut].unsqueeze(1), weight[cut].to(acc).unsqueeze(1)
+            logits = (h @ head.mT).to(acc)
+            log_z = torch.logsumexp(logits, 1, keepdim=True)
+            total += ((log_z - logits.gather(1, target)) * scale).sum()
+            if not (want_h or want_w):
+                continue
+            top, where = logits.max(1, keepdim=True) if l2wrap else (None, None)
+            grad = logits.sub_(log_z).exp_().mul_(scale)
+            grad.scatter_add_(1, target, -scale)
+            if l2wrap:
+                grad.scatter_add_(1, where, l2wrap * scale * top)
+            grad = grad.to(hidden.dtype)
+            if want_h:
+                torch.mm(grad, head, out=d_hidden[cut])
+            if want_w:
+                d_head += grad.mT @ h
+        ctx.save_for_backward(d_hidden, None if d_head is None else d_head.to(head.dtype))
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_loss):
+        d_hidden, d_head = ctx.saved_tensors
+        scale = lambda x: None if x is None else x * d_loss.to(x.dtype)  # noqa: E731
+        return scale(d_hidden), scale(d_head), None, None, None

@@ -1,0 +1,107 @@
+"""RWKV: embedding, blocks, head. (tokens, state) -> (hidden, state), in pure PyTorch.
+
+Token by token, in chunks with carried state, or in one piece: the results are the same.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rwkv.model import v7
+from rwkv.model.size import Size
+from rwkv.model.state import State
+
+GENERATIONS = {"v7": v7}
+
+
+class Block(nn.Module):
+    def __init__(self, generation, size: Size, layer: int):
+        super().__init__()
+        C = size.n_embd
+        self.ln1, self.ln2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        if layer == 0:
+            self.ln0 = nn.LayerNorm(C)
+        self.att, self.ffn = generation.TimeMix(size, layer), generation.ChannelMix(size, layer)
+
+    def forward(self, x, shift_B2C, S, v_first, reset, kernel):
+        """Returns (x, shift [B, 2, C], wkv state, v_first)."""
+        x_att = self.ln1(x)
+        out, S, v_first = self.att(x_att, shift_B2C[:, 0], S, v_first, reset, kernel)
+        x = x + out
+        x_ffn = self.ln2(x)
+        x = x + self.ffn(x_ffn, shift_B2C[:, 1], reset)
+        # stack copies: a view of the last token would keep the whole activation alive
+        return x, torch.stack([x_att[:, -1], x_ffn[:, -1]], 1), S, v_first
+
+
+class RWKV(nn.Module):
+    """A model of one generation. Parameters are uninitialised until `init_weights` or a loaded file fills them.
+
+    `kernel` names the backend of the recurrence; `recompute` frees each block's activations in the forward and
+    computes them again in the backward (activation checkpointing), state gradients included.
+    """
+
+    def __init__(self, size: Size, version: str = "v7", kernel: str = "auto", recompute: bool = False):
+        super().__init__()
+        self.size, self.version, self.kernel, self.recompute = size, version, kernel, recompute
+        generation = GENERATIONS[version]
+        self.emb = nn.Embedding(size.vocab_size, size.n_embd)
+        self.blocks = nn.ModuleList(Block(generation, size, layer) for layer in range(size.n_layer))
+        self.ln_out = nn.LayerNorm(size.n_embd)
+        self.head = nn.Linear(size.n_embd, size.vocab_size, bias=False)
+
+    def forward(self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """
+        Args:
+            tokens: [B, T] int, T >= 1.
+            state: of B rows, as an earlier call returned it; None starts every row anew.
+            reset: [B, T] bool: true at a document's first token; nothing passes from before it.
+
+        Returns:
+            hidden [B, T, n_embd], normalised for `head`; and the state after the last token.
+        """
+        if state is None:
+            state = State.zeros(self.size, len(tokens), self.emb.weight.dtype, tokens.device)
+        x = self.blocks[0].ln0(self.emb(tokens))
+        v_first, shifts, wkvs = None, [], []
+        for block, shift, wkv in zip(self.blocks, state.shift.unbind(1), state.wkv.unbind(1), strict=True):
+            args = x, shift, wkv, v_first, reset, self.kernel
+            if self.recompute and torch.is_grad_enabled():
+                x, shift, wkv, v_first = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, shift, wkv, v_first = block(*args)
+            shifts.append(shift)
+            wkvs.append(wkv)
+        return self.ln_out(x), State(torch.stack(shifts, 1), torch.stack(wkvs, 1))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., vocab_size] in fp32 (fp64 in an fp64 model)."""
+        out = F.linear(hidden, self.head.weight)
+        return out if out.dtype == torch.float64 else out.float()
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> "RWKV":
+        """The official initialisation of the generation, from this seed alone."""
+        V, C = self.size.vocab_size, self.size.n_embd
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.emb.weight.uniform_(-1e-4, 1e-4)
+            v7.orthogonal(self.head.weight, 0.5, grow=True)
+            for module in self.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.weight.fill_(1)
+                    module.bias.zero_()
+            for block in self.blocks:
+                block.att.init_weights()
+                block.ffn.init_weights()
+        return self
+
+    def optimizer_groups(self) -> dict[str, tuple[float, bool]]:
+        """Name -> (learning-rate factor, whether weight decay applies)."""
+        group = GENERATIONS[self.version].optimizer_group
+        return {name: group(name, param) for name, param in self.named_parameters()}
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,144 @@
+"""RWKV-7 "Goose" (x070): time-mix and channel-mix with their initialisation, and its optimizer groups.
+
+Parameter names and shapes are those of the official files, the formulas those of the official trainer
+(RWKV-LM, RWKV-v7/train_temp). Notable:
+- token shift mixes each input with the one before it, by a learned factor per channel and use (r, w, k, v, a, g);
+- decay, in-context learning rate, value residual and gate come from low-rank matrices (w1 w2, a1 a2, v1 v2, g1 g2);
+- the removal key kk is k * k_k, normalised per head; k itself is then scaled by the learning rate a;
+- layers above the first blend their value with the first layer's;
+- the read-out is group-normalised per head, plus a bonus of the current token, times the gate.
+
+Legend: B rows, T tokens, C channels (n_embd), H heads, N head size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rwkv.kernels.wkv7 import wkv7
+from rwkv.model.size import Size
+
+GROUP_NORM_EPS = 64e-5  # whatever the head size
+
+
+def token_shift(x_BTC: Tensor, last_BC: Tensor, reset_BT: Tensor | None) -> Tensor:
+    """Each token's predecessor: `last` before the first, zero before a document's first."""
+    prev = torch.cat([last_BC.unsqueeze(1), x_BTC[:, :-1]], 1)
+    return prev if reset_BT is None else prev.masked_fill(reset_BT.unsqueeze(-1), 0)
+
+
+class TimeMix(nn.Module):
+    def __init__(self, size: Size, layer: int):
+        super().__init__()
+        C, H, N, rank = size.n_embd, size.n_head, size.head_size, size.lora_rank
+        self.size, self.layer = size, layer
+
+        def raw(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape))
+
+        self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g = (raw(1, 1, C) for _ in range(6))
+        self.w1, self.w2, self.w0 = raw(C, rank.w), raw(rank.w, C), raw(1, 1, C)
+        self.a1, self.a2, self.a0 = raw(C, rank.a), raw(rank.a, C), raw(1, 1, C)
+        self.v1, self.v2, self.v0 = raw(C, rank.v), raw(rank.v, C), raw(1, 1, C)  # unused in layer 0, as in official files
+        self.g1, self.g2 = raw(C, rank.g), raw(rank.g, C)
+        self.k_k, self.k_a, self.r_k = raw(1, 1, C), raw(1, 1, C), raw(H, N)
+        self.receptance, self.key, self.value, self.output = (nn.Linear(C, C, bias=False) for _ in range(4))
+        self.ln_x = nn.GroupNorm(H, C, eps=GROUP_NORM_EPS)
+
+    def forward(
+        self, x: Tensor, shift_BC: Tensor, S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (out [B, T, C], final wkv state, the first layer's value for the layers above)."""
+        B, T, C = x.shape
+        heads = B, T, self.size.n_head, self.size.head_size
+        d = token_shift(x, shift_BC, reset) - x
+        mix = torch.stack([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])
+        x_r, x_w, x_k, x_v, x_a, x_g = torch.addcmul(x, d, mix).unbind(0)
+
+        r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
+        w = self.w0 + torch.tanh(x_w @ self.w1) @ self.w2
+        a = torch.sigmoid(self.a0 + (x_a @ self.a1) @ self.a2)
+        g = torch.sigmoid(x_g @ self.g1) @ self.g2
+        if self.layer == 0:
+            v_first = v
+        else:
+            v = torch.lerp(v, v_first, torch.sigmoid(self.v0 + (x_v @ self.v1) @ self.v2))
+        kk = F.normalize((k * self.k_k).view(heads), dim=-1, eps=1e-12)
+        k = k * (1 + (a - 1) * self.k_a)
+
+        r, w, k, v_, a = (z.view(heads) for z in (r, w, k, v, a))
+        y, S_BHNN = wkv7(r, w, k, v_, -kk, kk * a, S_BHNN, reset, backend=kernel)
+        y = F.group_norm(y.reshape(B * T, C), heads[2], self.ln_x.weight, self.ln_x.bias, self.ln_x.eps).view(B, T, C)
+        bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v_
+        return self.output((y + bonus.view(B, T, C)) * g), S_BHNN, v_first
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The table of RWKV-v7/train_temp (x070)."""
+        C, N, L = self.size.n_embd, self.size.head_size, self.size.n_layer
+        r01, r10 = self.size.depth(self.layer)
+        i = torch.arange(C, dtype=torch.float64)
+        d, lin = i / C, i / (C - 1)
+        z = ((i % N) - (N - 1) / 2) / ((N - 1) / 2)
+        zz, lc = z * z.abs(), lin - 0.5
+
+        self.x_r.copy_(1 - d ** (0.2 * r10))
+        self.x_g.copy_(1 - d ** (0.2 * r10))
+        self.x_w.copy_(1 - d ** (0.9 * r10))
+        self.x_a.copy_(1 - d ** (0.9 * r10))
+        self.x_k.copy_(1 - d ** (0.7 * r10))
+        self.x_v.copy_(1 - d ** (0.7 * r10))
+        self.w0.copy_(-6 + 6 * lin ** (1 + r01**0.3) + 0.5 + 2.5 * zz)
+        self.a0.copy_(-0.19 + 0.3 * zz + 0.4 * lc)
+        self.v0.copy_(0.73 - 0.4 * lc)
+        self.k_k.copy_(0.71 - 0.1 * lc)
+        self.k_a.fill_(1.02)
+        self.r_k.fill_(-0.04)
+        for first, second in (("w1", "w2"), ("a1", "a2"), ("v1", "v2"), ("g1", "g2")):
+            getattr(self, first).zero_()
+            orthogonal(getattr(self, second), 0.1, grow=True)
+        orthogonal(self.receptance.weight, 1.0)
+        orthogonal(self.key.weight, 0.1)
+        orthogonal(self.value.weight, 1.0)
+        self.output.weight.zero_()
+        self.ln_x.weight.fill_(((1 + self.layer) / L) ** 0.7)
+        self.ln_x.bias.zero_()
+
+
+class ChannelMix(nn.Module):
+    def __init__(self, size: Size, layer: int):
+        super().__init__()
+        C = size.n_embd
+        self.size, self.layer = size, layer
+        self.x_k = nn.Parameter(torch.empty(1, 1, C))
+        self.key, self.value = nn.Linear(C, 4 * C, bias=False), nn.Linear(4 * C, C, bias=False)
+
+    def forward(self, x: Tensor, shift_BC: Tensor, reset: Tensor | None) -> Tensor:
+        k = self.key(torch.addcmul(x, token_shift(x, shift_BC, reset) - x, self.x_k))
+        return self.value(torch.relu(k).square())
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        C = self.size.n_embd
+        _, r10 = self.size.depth(self.layer)
+        self.x_k.copy_(1 - (torch.arange(C, dtype=torch.float64) / C) ** (r10**4))
+        orthogonal(self.key.weight, 1.0)
+        self.value.weight.zero_()
+
+
+@torch.no_grad()
+def orthogonal(weight: Tensor, gain: float, grow: bool = False) -> None:
+    """Orthogonal initialisation; with `grow` the gain of a matrix with more rows than columns is times sqrt(rows/cols)."""
+    rows, cols = weight.shape
+    gain *= (rows / cols) ** 0.5 if grow and rows > cols else 1.0
+    if weight.is_meta:
+        return
+    exact = torch.empty(rows, cols, dtype=torch.float32, device=weight.device)
+    weight.copy_(nn.init.orthogonal_(exact, gain))
+
+
+def optimizer_group(name: str, param: Tensor) -> tuple[float, bool]:
+    """(learning-rate factor, whether weight decay applies) of a parameter, as the official trainer groups them."""
+    if name.endswith("att.w0"):
+        return 2.0, False
+    return 1.0, name.endswith(".weight") and param.squeeze().dim() >= 2
