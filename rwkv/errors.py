@@ -19,3 +19,7 @@ class CheckpointError(UserError):
 
 class KernelError(UserError):
     """A kernel backend was asked for that cannot run here."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on: the loss or a gradient is not finite."""

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a training run takes."""
+"""How much memory there is, and how much is taken."""
 
 from pathlib import Path
 

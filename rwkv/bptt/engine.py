@@ -42,6 +42,7 @@ class Bptt:
 
     Attributes:
         loss: fp64 scalar on the device, the loss of the chunks whose backward is done.
+        total, work: calls of `advance` in all, and done.
         final: the state after the batch, detached; set once `done`.
         d_state: the gradient of the initial state; set once `done`, if `want_state_grad`.
     """
@@ -53,6 +54,7 @@ class Bptt:
         self.device = state.wkv.device
         self.n = batch.chunks(settings.ctx_len)
         self.size = min(settings.window or self.n, self.n)
+        self.total = self.work_of(batch, settings)
         self.want_state_grad = want_state_grad
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.work = 0
@@ -60,11 +62,12 @@ class Bptt:
         self._store = None
         self._open(0, state.detach())
 
-    @property
-    def total(self) -> int:
-        """Chunks to go through, both passes counted."""
-        windows, rest = divmod(self.n, self.size)
-        return windows * (2 * self.size - 1) + (2 * rest - 1 if rest else 0)
+    @staticmethod
+    def work_of(batch: Batch, settings: Settings) -> int:
+        """Chunks to go through, both passes counted: the number of calls of `advance`."""
+        n = batch.chunks(settings.ctx_len)
+        windows, rest = divmod(n, min(settings.window or n, n))
+        return 2 * n - windows - (1 if rest else 0)
 
     @property
     def done(self) -> bool:

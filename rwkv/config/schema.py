@@ -167,8 +167,10 @@ class Sample:
 
 @dataclass(config=_STRICT, frozen=True)
 class Expect:
-    """What a recipe must reach: the trainer says so, or by how much it is missed."""
+    """What a recipe must reach, if its settings are unchanged: the trainer says so, or by how much it is missed."""
 
+    signature: Text  # of the settings it holds for, as in the run folder's name
+    data: Text  # fingerprint of the data it holds for, as in summary.json
     train_loss: Positive
     val_loss: Positive
     tolerance: Positive

@@ -38,11 +38,18 @@ class Batch:
     def predicted(self) -> int:
         return int(self.predict.sum())
 
+    @property
+    def count(self) -> int:
+        """Tokens read: all of a lane's, all but the filling of documents side by side."""
+        return self.predicted if self.reset is None else self.predict.size
+
     def rows(self, rank: int, ranks: int) -> "Batch":
-        """Every ranks-th row, from row `rank` on; cut to the longest row among them."""
+        """Every ranks-th row, from row `rank` on; without the filling behind the longest document among them."""
+        if ranks == 1:
+            return self
         cut = slice(rank, None, ranks)
         predict = self.predict[cut]
-        used = self.length if self.carry else int(np.flatnonzero(predict.any(0)).max(initial=0)) + 1
+        used = self.length if self.reset is not None else int(np.flatnonzero(predict.any(0)).max(initial=0)) + 1
         reset = None if self.reset is None else self.reset[cut, :used]
         return Batch(self.tokens[cut, : used + 1], predict[:, :used], reset, self.carry)
 
@@ -73,10 +80,14 @@ class Chunk:
 
 
 class Stream:
-    """Lanes over the documents of an epoch, shuffled and joined; each lane has an equal stretch of them."""
+    """Lanes over the documents of an epoch, shuffled and joined; each lane has an equal stretch of them.
 
-    def __init__(self, corpus: Corpus, rows: int, step_tokens: int, seed: int, shuffle: bool = True):
+    With `fresh`, no state is carried from one batch to the next.
+    """
+
+    def __init__(self, corpus: Corpus, rows: int, step_tokens: int, seed: int, shuffle: bool = True, fresh: bool = False):
         self.corpus, self.rows, self.step_tokens, self.seed, self.shuffle = corpus, rows, step_tokens, seed, shuffle
+        self.fresh = fresh
         self.lane = (len(corpus.tokens) - 1) // rows
         if self.lane < 1:
             raise DataError(f"the data has {len(corpus.tokens)} tokens, too few for layout.rows={rows}; use fewer rows or more data")
@@ -92,7 +103,7 @@ class Stream:
         at = np.arange(self.rows)[:, None] * self.lane + np.arange(start, stop + 1)
         tokens, first = self._tokens[at], self._first[at]
         # a document's first token is no target: nothing before it may predict it
-        return Batch(tokens, ~first[:, 1:], first[:, :-1], carry=step > 0)
+        return Batch(tokens, ~first[:, 1:], first[:, :-1], carry=step > 0 and not self.fresh)
 
     def _enter(self, epoch: int) -> None:
         if epoch == self._epoch:

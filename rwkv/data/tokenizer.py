@@ -152,5 +152,3 @@ def build(kind: str, path: str | None) -> Tokenizer:
     return HuggingFace(path, kind)
 
 
-VOCAB_SIZE = {"bytes": 257, "world": 65536, "neox": 50277}
-"""Rows of the embedding where they are known without the tokenizer's file."""

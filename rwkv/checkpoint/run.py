@@ -1,0 +1,84 @@
+"""A run is its settings: the folder that bears their signature, and the lock on it."""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from rwkv.config.schema import TrainConfig
+from rwkv.errors import CheckpointError, ConfigError
+
+# settings that do not change what is learnt: where and how it is computed, shown and kept
+NOT_SIGNED = {
+    "name", "out", "threads", "logger", "checkpoint", "sample", "expect", "strategy",
+    "model.kernel", "model.recompute", "bptt.states",
+    "trainer.log_every", "trainer.val_every", "trainer.val_tokens", "trainer.self_check", "trainer.on_nan",
+}  # fmt: skip
+
+
+def signature(cfg: TrainConfig) -> str:
+    """Eight hex digits of the settings that change the result."""
+
+    def walk(node: Any, prefix: str) -> Any:
+        if not isinstance(node, dict):
+            return node
+        kept = {k: (v, f"{prefix}{k}") for k, v in node.items() if f"{prefix}{k}" not in NOT_SIGNED}
+        return {k: walk(v, f"{name}.") for k, (v, name) in kept.items()}
+
+    text = json.dumps(walk(dataclasses.asdict(cfg), ""), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class RunFolder:
+    """The files of one run. Its tree is in the README."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics, self.log = path / "metrics.jsonl", path / "train.log"
+        self.config, self.overrides, self.env = path / "config.yaml", path / "overrides.yaml", path / "env.json"
+        self.samples, self.report, self.summary = path / "samples", path / "report.html", path / "summary.json"
+        self._lock = None
+
+    @staticmethod
+    def of(cfg: TrainConfig) -> "RunFolder":
+        return RunFolder(Path(cfg.out) / f"{cfg.name}-{signature(cfg)}")
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.is_file()
+
+    def acquire(self) -> None:
+        """Make the folder and take its lock, which the process holds until it ends.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+            CheckpointError: another process is training this run.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.samples.mkdir(exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise ConfigError(f"out: the run folder {self.path} cannot be written: {error.strerror}; set out=FOLDER") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            raise CheckpointError(f"{self.path} is being trained by {holder}; change a setting (seed=2) for a run of its own") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+
+def newest_run(out: Path) -> RunFolder:
+    """The run whose checkpoints changed last. Raises CheckpointError if there is none."""
+    runs = [p.parent for p in out.glob("*/checkpoints") if any(p.iterdir())]
+    if not runs:
+        raise CheckpointError(f"{out}: no run with a checkpoint there; train one with python -m rwkv.train, or name a model file")
+    return RunFolder(max(runs, key=lambda r: (r / "checkpoints").stat().st_mtime))

@@ -1,0 +1,125 @@
+"""Checkpoints that are either whole or not there.
+
+A checkpoint is a folder `step-N` (`step-N+W` when W chunks of the next step are done too) of safetensors and JSON files and a
+manifest of their digests. It is written under another name, synced to disk, its manifest last, and then renamed; every file
+is checked against the manifest before anything of it is used. No file format that could run code is read.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from rwkv.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d+)(?:\+(\d+))?$")
+
+Writer = Callable[[Path], None]
+
+
+def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: int) -> Path:
+    """Write one checkpoint and drop all but the newest `keep`.
+
+    Args:
+        root: the run's folder of checkpoints.
+        step, work: optimizer steps done, and chunks of the next one.
+        writers: file name -> function that writes that file at the path given.
+
+    Raises:
+        CheckpointError: it could not be written (disk full, folder not writable); older ones are as they were.
+    """
+    final = root / (f"step-{step:08d}" + (f"+{work:06d}" if work else ""))
+    temp = root / f".writing-{final.name}-{os.getpid()}"
+    try:
+        temp.mkdir(parents=True)
+        files = {}
+        for name, write in writers.items():
+            write(temp / name)
+            _sync(temp / name)
+            files[name] = {"sha256": digest(temp / name), "bytes": (temp / name).stat().st_size}
+        (temp / MANIFEST).write_text(json.dumps({"step": step, "work": work, "files": files}, indent=1))
+        _sync(temp / MANIFEST)
+        _sync(temp)
+        if final.exists():  # the same point again, after a resume from an older one
+            os.replace(final, root / f".old-{final.name}-{os.getpid()}")
+        os.replace(temp, final)
+        _sync(root)
+    except Exception as error:  # safetensors raises its own types for a full disk
+        shutil.rmtree(temp, ignore_errors=True)
+        raise CheckpointError(f"checkpoint {final} could not be written: {error}; older checkpoints are as they were") from error
+    for old in [*points(root)[keep:], *root.glob(".old-*")]:
+        _remove(old)
+    return final
+
+
+def points(root: Path) -> list[Path]:
+    """The complete checkpoints of a run, newest first."""
+    found = [(int(m[1]), int(m[2] or 0), f) for f in (root.iterdir() if root.is_dir() else ()) if (m := _NAME.match(f.name))]
+    return [f for *_, f in sorted(found, reverse=True) if (f / MANIFEST).is_file()]
+
+
+def problems(checkpoint: Path) -> Iterator[str]:
+    """What is wrong with a checkpoint, each file that differs from the manifest named; nothing if it is sound."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        expected = {str(name): (str(f["sha256"]), int(f["bytes"])) for name, f in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"{checkpoint / MANIFEST}: unreadable ({error})"
+        return
+    for name, (sha256, size) in expected.items():
+        file = checkpoint / name
+        if not file.is_file():
+            yield f"{file}: missing"
+        elif file.stat().st_size != size:
+            yield f"{file}: {file.stat().st_size} bytes, written with {size}"
+        elif digest(file) != sha256:
+            yield f"{file}: its content has changed since it was written"
+
+
+def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose every file is as written; None if there never was one. Bad ones are named to `warn`.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is sound.
+    """
+    found = points(root)
+    for checkpoint in found:
+        wrong = list(problems(checkpoint))
+        if not wrong:
+            return checkpoint
+        warn(f"{checkpoint.name} is damaged and not used: {'; '.join(wrong)}")
+    if found:
+        raise CheckpointError(f"{root}: none of its {len(found)} checkpoints is sound; delete the run's folder to train anew")
+    return None
+
+
+def clean(root: Path) -> None:
+    """Remove what a killed save left. Only under the run's lock."""
+    for leftover in (*root.glob(".writing-*"), *root.glob(".old-*"), *root.glob(".removing-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renamed first, so that no half-deleted folder bears a checkpoint's name."""
+    doomed = checkpoint.with_name(f".removing-{checkpoint.name}")
+    with suppress(OSError):
+        os.replace(checkpoint, doomed)
+        shutil.rmtree(doomed)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

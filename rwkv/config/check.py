@@ -1,0 +1,38 @@
+"""Checks across settings, before anything heavy is imported."""
+
+from rwkv.config.schema import TrainConfig
+from rwkv.errors import ConfigError
+
+BUILT_STRATEGIES = ("auto", "ddp")
+
+
+def check(cfg: TrainConfig) -> None:
+    """Raises ConfigError that lists every contradiction, each with what to change."""
+    problems = [text for wrong, text in _rules(cfg) if wrong]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _rules(cfg: TrainConfig):
+    m, world = cfg.model, (cfg.strategy.devices if isinstance(cfg.strategy.devices, int) else 1) * cfg.strategy.nodes
+    yield m.n_embd % m.head_size != 0, f"model.n_embd={m.n_embd} is not a multiple of model.head_size={m.head_size}"
+    yield (
+        cfg.strategy.kind not in BUILT_STRATEGIES,
+        f"strategy={cfg.strategy.kind} is not built yet; today: {', '.join(BUILT_STRATEGIES)} (it composes: --cfg job)",
+    )
+    yield (
+        cfg.data.kind == "hub",
+        f"data.name={cfg.data.name}: reading from the Hugging Face hub is not built yet; today: data=sample, "
+        "data=text data.path=FILE_OR_FOLDER, data=tokens data.path=FILE.npy",
+    )
+    yield cfg.layout.rows % world != 0, f"layout.rows={cfg.layout.rows} cannot be dealt equally to {world} processes; use a multiple of {world}"
+    yield (
+        cfg.bptt.mode == "off" and cfg.layout.kind == "stream" and cfg.layout.chunks != 1,
+        f"bptt=off learns from one chunk at a time: set layout.chunks=1 (is {cfg.layout.chunks})",
+    )
+    known = {"bytes": 257, "world": 65536, "neox": 50277}.get(cfg.tokenizer.kind)
+    yield (
+        bool(m.vocab_size and known and m.vocab_size < known),
+        f"model.vocab_size={m.vocab_size} is smaller than the {known} tokens of tokenizer={cfg.tokenizer.kind}",
+    )
+    yield cfg.data.kind in ("text", "tokens") and cfg.data.path is None, f"data={cfg.data.kind} needs data.path"

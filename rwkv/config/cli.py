@@ -1,0 +1,67 @@
+"""The command line of the commands that take settings: `key=value` and Hydra's own flags.
+
+A user's mistake ends with one message on stderr and exit code 2, never a traceback.
+"""
+
+import sys
+from collections.abc import Callable
+
+from rwkv.errors import UserError
+
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--shell-completion", "-sc")
+VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--shell-completion", "-sc")
+
+
+def guarded(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
+    """Run a command; a UserError becomes its message and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return main(argv)
+    except UserError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def usage(command: str, purpose: str) -> str:
+    """The text of --help: the groups with their options, then how values are set."""
+    from rwkv.config.compose import conf_dir, groups
+
+    lines = [f"usage: python -m rwkv.{command} [group=option ...] [key=value ...] [--cfg job] [--help]", "", purpose, "", "groups (first: option)"]
+    lines += [f"  {name:11} {', '.join(options) or '-'}" for name, options in groups().items()]
+    lines += [
+        "",
+        "values: any key of those files, e.g. optim.lr=1e-3 trainer.tokens=2M ctx_len=1000 (a number k is 1024)",
+        "  --cfg job   print the settings as composed, and stop",
+        f"  files: {conf_dir()}",
+    ]
+    return "\n".join(lines)
+
+
+def show(overrides: list[str], flags: list[str]) -> int:
+    """Leave --cfg, --info and completion to Hydra, with the overrides checked first."""
+    import hydra
+
+    from rwkv.config.compose import PRIMARY, conf_dir, load, normalise
+
+    load(overrides)
+    sys.argv = [sys.argv[0], *normalise(overrides), *flags]
+    hydra.main(config_path=str(conf_dir()), config_name=PRIMARY, version_base="1.3")(lambda _: None)()
+    return 0
+
+
+def separate(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(overrides, Hydra's flags with their values)."""
+    overrides, flags, i = [], [], 0
+    while i < len(argv):
+        arg = argv[i]
+        takes = arg.split("=")[0] in VALUED and "=" not in arg
+        if arg.startswith("-"):
+            flags += argv[i : i + 2] if takes else [arg]
+            i += 2 if takes else 1
+        else:
+            overrides.append(arg)
+            i += 1
+    return overrides, flags

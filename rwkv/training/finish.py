@@ -1,0 +1,87 @@
+"""The end of a run: last validation, what was expected, a sample of what it writes, the report."""
+
+import json
+import statistics
+import time
+
+from rwkv.checkpoint.run import signature
+from rwkv.model.sampling import generate
+from rwkv.training import report
+from rwkv.training.display import Display, duration
+from rwkv.training.metrics import MetricsLog, read
+from rwkv.training.session import Session
+
+LAST = 20  # steps whose mean loss is the final training loss
+
+
+def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
+    """Validate, save, sample, write summary.json and report.html, and say where they are. Every rank calls it."""
+    cfg, folder = session.cfg, session.folder
+    seconds = session.clock()
+    val_loss = session.validate()
+    session.save()
+    if not session.ranks.first:
+        return
+    last = {"step": session.step, "tokens": session.tokens, "time": session.clock()}
+    if val_loss is not None:
+        last["val/loss"] = val_loss
+    log.write(last)
+    records = read(folder.metrics)
+    losses = [r["train/loss"] for r in records if "train/loss" in r]
+    train_loss = statistics.fmean(losses[-LAST:])
+    rates = [r["tokens_per_sec"] for r in records if r.get("tokens_per_sec")]
+    summary = {
+        "step": session.step,
+        "tokens": session.tokens,
+        "seconds": round(seconds, 1),
+        "tokens_per_sec": round(statistics.median(rates), 1) if rates else None,
+        "train_loss": train_loss,
+        "val_loss": val_loss,
+        "unigram": session.train_corpus.unigram_entropy(session.size.vocab_size),
+        "data": session.fingerprint,
+    }
+    display.say()
+    display.say(f"{session.step:,} steps, {session.tokens:,} tokens in {duration(seconds)}: {summary['tokens_per_sec'] or 0:,.0f} tokens/s")
+    summary["verdict"] = verdict(session, display, train_loss, val_loss)
+    text = write_sample(session, display)
+    report.write_report(folder, cfg, summary, records, text)
+    temp = folder.summary.with_suffix(".tmp")
+    temp.write_text(json.dumps(summary, indent=1))
+    temp.replace(folder.summary)  # last: from here on the run is finished
+    display.say(f"report {folder.report}")
+    display.say(f"run    {folder.path}")
+
+
+def verdict(session: Session, display: Display, train_loss: float, val_loss: float | None) -> str | None:
+    """Say the final losses, beside the expected ones where the recipe, unchanged and on its own data, has them."""
+    expect = session.cfg.expect
+    applies = expect is not None and expect.signature == signature(session.cfg) and expect.data == session.fingerprint
+    rows = [("training", train_loss, expect.train_loss if applies else None)]
+    if val_loss is not None:
+        rows.append(("validation", val_loss, expect.val_loss if applies else None))
+    missed = []
+    for name, got, wanted in rows:
+        beside = ""
+        if wanted is not None:
+            off = got - wanted
+            beside = f"   expected {wanted:.3f} +- {expect.tolerance:.2f}" + ("" if abs(off) <= expect.tolerance else f": off by {off:+.3f}")
+            if abs(off) > expect.tolerance:
+                missed.append(name)
+        display.say(f"{name + ' loss':16}{got:.3f}{beside}")
+    if not applies:
+        return None
+    return "as expected" if not missed else f"{' and '.join(missed)} loss not as expected"
+
+
+def write_sample(session: Session, display: Display) -> str:
+    """What the model writes after the prompt; also in samples/."""
+    s = session.cfg.sample
+    if s.tokens == 0:
+        return ""
+    started = time.monotonic()
+    prompt = [int(i) for i in session.tokenizer.encode(s.prompt.encode())]
+    ids = list(generate(session.model.rwkv, prompt, tokens=s.tokens, temperature=s.temperature, top_p=s.top_p, seed=session.cfg.seed))
+    text = session.tokenizer.decode([*prompt, *ids]).decode("utf-8", "replace")
+    (session.folder.samples / f"step-{session.step:08d}.txt").write_text(text)
+    display.say(f"\n--- a sample ({len(ids)} tokens, {duration(time.monotonic() - started)}) ---\n{text}\n---")
+    return text

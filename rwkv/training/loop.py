@@ -1,0 +1,178 @@
+"""The training loop: from the settings to a finished run folder.
+
+The training step itself is `optimizer_step`; the gradient it takes is `rwkv.bptt.engine`.
+"""
+
+import dataclasses
+import json
+import math
+import time
+import uuid
+
+import torch
+import yaml
+
+from rwkv.checkpoint import store
+from rwkv.checkpoint.run import RunFolder
+from rwkv.config.schema import TrainConfig
+from rwkv.errors import CheckpointError, TrainingError
+from rwkv.training import environment
+from rwkv.training.display import Display, duration
+from rwkv.training.finish import finish
+from rwkv.training.intro import introduce
+from rwkv.training.metrics import MetricsLog, start_wandb
+from rwkv.training.ranks import Ranks
+from rwkv.training.session import Session
+from rwkv.training.signals import Stop
+
+RATE_WINDOW = 20  # optimizer steps over which tokens a second are averaged
+
+
+def train(cfg: TrainConfig, overrides: list[str]) -> int:
+    """Train, or go on training, the run that the settings describe. Returns the process's exit code.
+
+    Raises:
+        UserError: data, settings or checkpoints do not allow it; nothing was trained.
+    """
+    started = time.monotonic()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    folder = RunFolder.of(cfg)
+    ranks = Ranks(cfg.strategy)
+    if ranks.first:
+        folder.acquire()
+    if folder.finished:
+        if ranks.first:
+            print(finished_message(folder))
+        return 0
+    with Stop() as stop, Display(folder.log, cfg.trainer.tokens, ranks.first) as display:
+        session = Session(cfg, ranks, folder)
+        resume(session, display)
+        if ranks.first:
+            write_settings(folder, cfg, overrides)
+        introduce(session, display, time.monotonic() - started)
+        session.since = time.monotonic()
+        log = MetricsLog(folder.metrics, session.step, start_wandb(cfg, folder.path, session.wandb_id)) if ranks.first else None
+        try:
+            stopped = fit(session, stop, display, log)
+            if stopped:
+                display.say(f"stopped at step {session.step}; the same command goes on from there")
+                return stop.exit_code
+            finish(session, display, log)
+        finally:
+            if log:
+                log.close()
+    return 0
+
+
+def fit(session: Session, stop: Stop, display: Display, log: MetricsLog | None) -> bool:
+    """Optimizer steps until the token budget is reached. Returns whether a signal ended it before."""
+    cfg, ranks = session.cfg, session.ranks
+    loss, saved_at = None, time.monotonic()
+    recent = [(session.tokens, time.monotonic())]
+    while session.tokens < cfg.trainer.tokens:
+        step = session.next_step()
+        while not step.done:
+            step.advance()
+            agree = ranks.world == 1 or step.work % 16 == 0 or step.done
+            if not agree:
+                continue
+            display.progress(session.step, session.tokens, loss, rate_of(recent), inside(step))
+            due = cfg.checkpoint.minutes and time.monotonic() - saved_at > 60 * cfg.checkpoint.minutes
+            if ranks.any(stop.requested):
+                save(session, display, step, must=True)
+                return True
+            if ranks.any(bool(due)):
+                save(session, display, step)
+                saved_at = time.monotonic()
+        record = optimizer_step(session, step)
+        loss = record["train/loss"]
+        recent = [*recent[-RATE_WINDOW:], (session.tokens, time.monotonic())]
+        rate = rate_of(recent)
+        if cfg.trainer.val_every and session.step % cfg.trainer.val_every == 0 and session.tokens < cfg.trainer.tokens:
+            record["val/loss"] = session.validate()
+            recent = [(session.tokens, time.monotonic())]  # validation is not counted as training time
+        if log and (session.step % cfg.trainer.log_every == 0 or "val/loss" in record):
+            log.write({**record, "tokens_per_sec": rate, "time": session.clock()})
+        display.progress(session.step, session.tokens, loss, rate)
+        if cfg.checkpoint.every and session.step % cfg.checkpoint.every == 0 and session.tokens < cfg.trainer.tokens:
+            save(session, display)
+            saved_at = time.monotonic()
+    return False
+
+
+def optimizer_step(session: Session, step) -> dict[str, float | int]:
+    """Turn the gradients of a finished `step` into an update; returns its record of metrics."""
+    ranks, optimizer = session.ranks, session.optimizer
+    ranks.sum_gradients(optimizer.grads())
+    loss = ranks.sum(step.loss.clone()).item()
+    norm = optimizer.clip(session.cfg.optim.clip).item()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(
+            f"step {session.step + 1}: loss {loss}, gradient norm {norm}: stopped before the weights changed. "
+            "The last checkpoint is good; a lower optim.lr, a longer schedule.warmup_steps or precision=fp32 may help"
+        )
+    lr = session.learning_rate()
+    optimizer.step(lr)
+    session.step, session.tokens, session.carry = session.step + 1, session.tokens + step.tokens, step.carry
+    return {"step": session.step, "tokens": session.tokens, "train/loss": loss, "lr": lr, "grad_norm": norm}
+
+
+def inside(step) -> str:
+    """Where in a step of many chunks; nothing for a short one."""
+    return f"chunk {step.work} of {step.total} (both passes)" if step.total > 32 else ""
+
+
+def rate_of(recent: list[tuple[int, float]]) -> float:
+    """Tokens a second between the first and the last of (tokens, time)."""
+    (tokens0, time0), (tokens1, time1) = recent[0], recent[-1]
+    return (tokens1 - tokens0) / (time1 - time0) if time1 > time0 else 0.0
+
+
+def resume(session: Session, display: Display) -> None:
+    """Take up the newest sound checkpoint of the run, if it has one."""
+    if session.ranks.first:
+        store.clean(session.folder.checkpoints)
+    session.ranks.barrier()
+    checkpoint = store.newest_good(session.folder.checkpoints, display.say)
+    if checkpoint is None:
+        session.wandb_id = session.ranks.fabric.broadcast(uuid.uuid4().hex[:12])
+        return
+    session.load(checkpoint)
+    display.say(f"resumed from {checkpoint.name}: {session.tokens:,} tokens, {duration(session.seconds)} of training so far")
+
+
+def save(session: Session, display: Display, step=None, must: bool = False) -> None:
+    """A checkpoint now. One that fails is reported, and training goes on, unless it is the last chance."""
+    try:
+        path = session.save(step)
+        if path:
+            display.say(f"checkpoint {path.name}")
+    except CheckpointError as error:
+        if must:
+            raise
+        display.say(f"warning: {error}")
+
+
+def write_settings(folder: RunFolder, cfg: TrainConfig, overrides: list[str]) -> None:
+    """config.yaml, overrides.yaml and env.json: how this run came about."""
+    folder.config.write_text(yaml.safe_dump(plain(dataclasses.asdict(cfg)), sort_keys=False))
+    folder.overrides.write_text(yaml.safe_dump(list(overrides)))
+    folder.env.write_text(json.dumps(environment.describe(), indent=1))
+
+
+def plain(tree):
+    """Tuples as lists, for YAML."""
+    if isinstance(tree, dict):
+        return {k: plain(v) for k, v in tree.items()}
+    return [plain(v) for v in tree] if isinstance(tree, list | tuple) else tree
+
+
+def finished_message(folder: RunFolder) -> str:
+    summary = json.loads(folder.summary.read_text())
+    val = f", validation {summary['val_loss']:.3f}" if summary.get("val_loss") is not None else ""
+    return (
+        f"this run is finished: {summary['tokens']:,} tokens, loss {summary['train_loss']:.3f}{val}\n"
+        f"  {folder.report}\n"
+        f"another run: change a setting (seed=2); the same again: delete {folder.path}"
+    )

@@ -1,0 +1,66 @@
+"""metrics.jsonl: one JSON object a line. The same numbers go to wandb, if that is chosen."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rwkv.config.schema import TrainConfig
+from rwkv.errors import ConfigError
+
+
+class MetricsLog:
+    """Appends records; lines of steps after the one resumed from are dropped, so that each step stands once."""
+
+    def __init__(self, path: Path, resumed_step: int, wandb: Any = None):
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= resumed_step]
+            temp = path.with_suffix(".tmp")
+            temp.write_text("".join(line + "\n" for line in kept))
+            temp.replace(path)
+        self._file = path.open("a", buffering=1)
+        self.wandb = wandb
+
+    def write(self, record: dict[str, float | int]) -> None:
+        rounded = {k: float(f"{v:.8g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(rounded) + "\n")
+        if self.wandb is not None:
+            self.wandb.log(rounded, step=rounded["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _step(line: str) -> float:
+    """The step of a record; a line torn by a kill is dropped."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def read(path: Path) -> list[dict]:
+    """All records of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def start_wandb(cfg: TrainConfig, folder: Path, run_id: str) -> Any:
+    """A wandb run that goes on where the one with this id ended. None if it is not chosen."""
+    if cfg.logger.kind != "wandb":
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("logger=wandb: the package is not installed; pip install wandb") from error
+    return wandb.init(
+        project=cfg.logger.project,
+        mode=cfg.logger.mode,
+        dir=folder,
+        id=run_id,
+        name=folder.name,
+        resume="allow",
+        config=dataclasses.asdict(cfg),
+    )

@@ -1,0 +1,83 @@
+"""Adam as RWKV is trained with it: the generation's parameter groups, and fp32 masters under bf16 weights."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Optimizer:
+    """AdamW over fp32 masters (fp64 in an fp64 model), which are the parameters themselves unless those are bf16.
+
+    bf16 gradients are added up in fp32, into the masters, as each backward gives them: a sum of thousands of chunks in
+    bf16 would stand still.
+
+    Args:
+        groups: parameter name -> (learning-rate factor, whether weight decay applies).
+    """
+
+    def __init__(self, model: nn.Module, groups: dict[str, tuple[float, bool]], *, betas, eps, weight_decay, layerwise_lr=True):
+        self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.masters = {n: p if p.dtype != torch.bfloat16 else p.detach().float() for n, p in self.params.items()}
+        for name, param in self.params.items():
+            if self.masters[name] is not param:
+                param.register_post_accumulate_grad_hook(_adder(self.masters[name]))
+        by_group: dict[tuple[float, bool], list[str]] = {}
+        for name in self.params:
+            scale, decays = groups[name]
+            by_group.setdefault((scale if layerwise_lr else 1.0, decays), []).append(name)
+        self.adam = torch.optim.AdamW(
+            [
+                {"params": [self.masters[n] for n in names], "scale": scale, "weight_decay": weight_decay if decays else 0.0}
+                for (scale, decays), names in by_group.items()
+            ],
+            lr=0.0,
+            betas=tuple(betas),
+            eps=eps,
+            fused=True,
+        )
+
+    def grads(self) -> list[Tensor]:
+        """The gradients as they stand, in the masters' dtype; parameters that took no part have none."""
+        return [m.grad for m in self.masters.values() if m.grad is not None]
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Scale the gradients to a global L2 norm of at most max_norm (0: leave them); returns the norm before."""
+        grads = self.grads()
+        norm = nn.utils.get_total_norm(grads)
+        if max_norm:
+            nn.utils.clip_grads_with_norm_(self.masters.values(), max_norm, norm)
+        return norm
+
+    def step(self, lr: float) -> None:
+        """One update at this learning rate, times each group's factor; gradients are cleared."""
+        for group in self.adam.param_groups:
+            group["lr"] = lr * group["scale"]
+        self.adam.step()
+        with torch.no_grad():
+            for name, param in self.params.items():
+                if self.masters[name] is not param:
+                    param.copy_(self.masters[name])
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        for tensor in (*self.masters.values(), *self.params.values()):
+            tensor.grad = None
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Adam's moments and step counts by parameter name."""
+        return {n: dict(self.adam.state[m]) for n, m in self.masters.items() if m in self.adam.state}
+
+    def load_state_dict(self, saved: dict[str, dict[str, Tensor]]) -> None:
+        for name, entries in saved.items():
+            master = self.masters[name]
+            self.adam.state[master] = {k: v.to(master.device if v.dim() or k != "step" else v.device) for k, v in entries.items()}
+
+
+def _adder(master: Tensor):
+    def add(param: Tensor) -> None:
+        if master.grad is None:
+            master.grad = param.grad.float()
+        else:
+            master.grad += param.grad
+        param.grad = None
+
+    return add

@@ -1,0 +1,74 @@
+"""The processes of a run: which device each has, and the few things they say to each other.
+
+Lightning's Fabric starts the processes, knows the cluster they are on, and picks the backend.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rwkv.config.schema import Strategy
+from rwkv.errors import ConfigError
+
+REDUCE_BYTES = 2**26  # gradients travel in flat pieces of about this size
+
+
+class Ranks:
+    """rank of world processes, and this one's device."""
+
+    def __init__(self, strategy: Strategy):
+        from lightning.fabric import Fabric
+
+        accelerator = strategy.accelerator
+        if accelerator == "auto":
+            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        elif accelerator == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("strategy.accelerator=cuda: PyTorch finds no CUDA device here; set strategy.accelerator=cpu")
+        devices = strategy.devices
+        if devices == "auto":
+            devices = torch.cuda.device_count() if accelerator == "cuda" else 1
+        if accelerator == "cuda" and devices > torch.cuda.device_count():
+            raise ConfigError(f"strategy.devices={devices}: this machine has {torch.cuda.device_count()} CUDA devices")
+        several = devices * strategy.nodes > 1
+        self.fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=strategy.nodes, strategy="ddp" if several else "auto")
+        self.fabric.launch()
+        self.device = self.fabric.device
+        self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
+        self.first = self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over all ranks, on every rank."""
+        if self.world > 1:
+            dist.all_reduce(x)
+        return x
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on any rank: the same answer everywhere."""
+        return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def sum_gradients(self, grads: list[Tensor]) -> None:
+        """Add up each gradient over the ranks, in place: once an optimizer step, whatever number of chunks each rank had."""
+        if self.world == 1:
+            return
+        piece: list[Tensor] = []
+        for i, grad in enumerate(grads):
+            piece.append(grad)
+            if sum(g.numel() * g.element_size() for g in piece) >= REDUCE_BYTES or i == len(grads) - 1:
+                flat = torch.cat([g.flatten() for g in piece])
+                dist.all_reduce(flat)
+                for g, summed in zip(piece, flat.split([g.numel() for g in piece]), strict=True):
+                    g.copy_(summed.view_as(g))
+                piece = []
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in order, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        self.fabric.barrier()
