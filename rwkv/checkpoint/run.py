@@ -16,7 +16,7 @@ from rwkv.errors import CheckpointError, ConfigError
 NOT_SIGNED = {
     "name", "out", "threads", "logger", "checkpoint", "sample", "expect", "strategy",
     "model.kernel", "model.recompute", "bptt.states",
-    "trainer.log_every", "trainer.val_every", "trainer.val_tokens", "trainer.self_check", "trainer.on_nan",
+    "trainer.log_every", "trainer.val_every", "trainer.val_tokens", "trainer.self_check",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Checks across settings, before anything heavy is imported."""
 
 from rwkv.config.schema import TrainConfig
+from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.errors import ConfigError
 
 BUILT_STRATEGIES = ("auto", "ddp")
@@ -30,7 +31,7 @@ def _rules(cfg: TrainConfig):
         cfg.bptt.mode == "off" and cfg.layout.kind == "stream" and cfg.layout.chunks != 1,
         f"bptt=off learns from one chunk at a time: set layout.chunks=1 (is {cfg.layout.chunks})",
     )
-    known = {"bytes": 257, "world": 65536, "neox": 50277}.get(cfg.tokenizer.kind)
+    known = VOCAB_SIZES.get(cfg.tokenizer.kind)
     yield (
         bool(m.vocab_size and known and m.vocab_size < known),
         f"model.vocab_size={m.vocab_size} is smaller than the {known} tokens of tokenizer={cfg.tokenizer.kind}",

@@ -140,7 +140,6 @@ class Trainer:
     val_tokens: Count  # at most so many tokens a validation
     log_every: Count  # optimizer steps between lines of metrics.jsonl
     self_check: Bool  # certify the gradient on the first batch before training
-    on_nan: Literal["stop"]  # a loss or gradient that is not finite ends the run before the weights change
 
 
 @dataclass(config=_STRICT, frozen=True)

@@ -150,5 +150,3 @@ def build(kind: str, path: str | None) -> Tokenizer:
     if path is None:
         raise ConfigError(f"tokenizer={kind} needs tokenizer.path=FILE, its tokenizer.json")
     return HuggingFace(path, kind)
-
-

@@ -24,6 +24,7 @@ from rwkv.training.metrics import MetricsLog, start_wandb
 from rwkv.training.ranks import Ranks
 from rwkv.training.session import Session
 from rwkv.training.signals import Stop
+from rwkv.training.step import Step
 
 RATE_WINDOW = 20  # optimizer steps over which tokens a second are averaged
 
@@ -67,41 +68,74 @@ def train(cfg: TrainConfig, overrides: list[str]) -> int:
 
 def fit(session: Session, stop: Stop, display: Display, log: MetricsLog | None) -> bool:
     """Optimizer steps until the token budget is reached. Returns whether a signal ended it before."""
-    cfg, ranks = session.cfg, session.ranks
-    loss, saved_at = None, time.monotonic()
-    recent = [(session.tokens, time.monotonic())]
+    cfg = session.cfg
+    breaks = Breaks(session, stop, display)
+    loss, recent = None, [(session.tokens, time.monotonic())]
     while session.tokens < cfg.trainer.tokens:
         step = session.next_step()
-        while not step.done:
+        while True:
             step.advance()
-            agree = ranks.world == 1 or step.work % 16 == 0 or step.done
-            if not agree:
-                continue
+            if step.done:
+                break
             display.progress(session.step, session.tokens, loss, rate_of(recent), inside(step))
-            due = cfg.checkpoint.minutes and time.monotonic() - saved_at > 60 * cfg.checkpoint.minutes
-            if ranks.any(stop.requested):
-                save(session, display, step, must=True)
+            if breaks.inside(step):
                 return True
-            if ranks.any(bool(due)):
-                save(session, display, step)
-                saved_at = time.monotonic()
         record = optimizer_step(session, step)
         loss = record["train/loss"]
         recent = [*recent[-RATE_WINDOW:], (session.tokens, time.monotonic())]
-        rate = rate_of(recent)
-        if cfg.trainer.val_every and session.step % cfg.trainer.val_every == 0 and session.tokens < cfg.trainer.tokens:
+        rate, last = rate_of(recent), session.tokens >= cfg.trainer.tokens
+        if cfg.trainer.val_every and session.step % cfg.trainer.val_every == 0 and not last:
             record["val/loss"] = session.validate()
             recent = [(session.tokens, time.monotonic())]  # validation is not counted as training time
         if log and (session.step % cfg.trainer.log_every == 0 or "val/loss" in record):
             log.write({**record, "tokens_per_sec": rate, "time": session.clock()})
         display.progress(session.step, session.tokens, loss, rate)
-        if cfg.checkpoint.every and session.step % cfg.checkpoint.every == 0 and session.tokens < cfg.trainer.tokens:
-            save(session, display)
-            saved_at = time.monotonic()
+        if not last and breaks.between():
+            return True
     return False
 
 
-def optimizer_step(session: Session, step) -> dict[str, float | int]:
+class Breaks:
+    """When to save: on a signal, which ends training, every so many steps or minutes. All ranks come to the same answer."""
+
+    ASK_EVERY = 16  # chunks between agreements of several ranks inside a step
+
+    def __init__(self, session: Session, stop: Stop, display: Display):
+        self.session, self.stop, self.display = session, stop, display
+        self.saved_at = time.monotonic()
+
+    def inside(self, step: Step) -> bool:
+        """Between two chunks of an unfinished step. Returns whether training ends here."""
+        if self.session.ranks.world > 1 and step.work % self.ASK_EVERY:
+            return False
+        return self._take(self._overdue(), step)
+
+    def between(self) -> bool:
+        """Between two steps. Returns whether training ends here."""
+        every = self.session.cfg.checkpoint.every
+        return self._take(bool(every) and self.session.step % every == 0 or self._overdue(), None)
+
+    def _overdue(self) -> bool:
+        minutes = self.session.cfg.checkpoint.minutes
+        return bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
+
+    def _take(self, due: bool, step: Step | None) -> bool:
+        ending = self.session.ranks.any(self.stop.requested)
+        if not (ending or self.session.ranks.any(due)):
+            return False
+        try:
+            path = self.session.save(step)
+            if path:
+                self.display.say(f"checkpoint {path.name}")
+        except CheckpointError as error:
+            if ending:
+                raise
+            self.display.say(f"warning: {error}; training goes on")
+        self.saved_at = time.monotonic()
+        return ending
+
+
+def optimizer_step(session: Session, step: Step) -> dict[str, float | int]:
     """Turn the gradients of a finished `step` into an update; returns its record of metrics."""
     ranks, optimizer = session.ranks, session.optimizer
     ranks.sum_gradients(optimizer.grads())
@@ -118,7 +152,7 @@ def optimizer_step(session: Session, step) -> dict[str, float | int]:
     return {"step": session.step, "tokens": session.tokens, "train/loss": loss, "lr": lr, "grad_norm": norm}
 
 
-def inside(step) -> str:
+def inside(step: Step) -> str:
     """Where in a step of many chunks; nothing for a short one."""
     return f"chunk {step.work} of {step.total} (both passes)" if step.total > 32 else ""
 
@@ -140,18 +174,6 @@ def resume(session: Session, display: Display) -> None:
         return
     session.load(checkpoint)
     display.say(f"resumed from {checkpoint.name}: {session.tokens:,} tokens, {duration(session.seconds)} of training so far")
-
-
-def save(session: Session, display: Display, step=None, must: bool = False) -> None:
-    """A checkpoint now. One that fails is reported, and training goes on, unless it is the last chance."""
-    try:
-        path = session.save(step)
-        if path:
-            display.say(f"checkpoint {path.name}")
-    except CheckpointError as error:
-        if must:
-            raise
-        display.say(f"warning: {error}")
 
 
 def write_settings(folder: RunFolder, cfg: TrainConfig, overrides: list[str]) -> None:

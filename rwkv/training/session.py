@@ -42,6 +42,7 @@ class Session:
 
     def __init__(self, cfg: TrainConfig, ranks: Ranks, folder: RunFolder | None):
         self.cfg, self.ranks, self.folder = cfg, ranks, folder
+        torch.manual_seed(cfg.seed)
         self.tokenizer = tokenizer.build(cfg.tokenizer.kind, cfg.tokenizer.path)
         self.size = size_of(cfg, self.tokenizer.vocab_size)
         self.train_corpus, self.val_corpus, self.fingerprint = read_data(cfg, self.tokenizer, self.size.vocab_size)

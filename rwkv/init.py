@@ -1,0 +1,45 @@
+"""python -m rwkv.init OUT.pth [group=option ...] [key=value ...]: write a blank model, officially initialised."""
+
+import sys
+from pathlib import Path
+
+from rwkv.config import cli
+from rwkv.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """Compose the settings, initialise the model they describe, write it as an official `.pth` (bf16)."""
+    overrides, flags = cli.separate(argv)
+    if "--help" in flags or "-h" in flags:
+        print(cli.usage("init OUT.pth", __doc__.split(": ", 1)[1]))
+        return 0
+    paths = [a for a in overrides if "=" not in a and not a.startswith("~")]
+    if flags or len(paths) != 1:
+        raise ConfigError("usage: python -m rwkv.init OUT.pth [model=0.1b] [tokenizer=world] [seed=1] ...")
+    out = Path(paths[0])
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; delete it, or name another file")
+
+    from rwkv.config.compose import load
+
+    cfg = load([a for a in overrides if a != paths[0]])
+    import torch
+
+    from rwkv.checkpoint import official
+    from rwkv.config.size import size_of
+    from rwkv.config.vocab import VOCAB_SIZES
+    from rwkv.data import tokenizer
+    from rwkv.model.rwkv import RWKV, count_parameters
+
+    vocab = VOCAB_SIZES.get(cfg.tokenizer.kind) or tokenizer.build(cfg.tokenizer.kind, cfg.tokenizer.path).vocab_size
+    size = size_of(cfg, vocab)
+    with torch.device("meta"):
+        model = RWKV(size, cfg.arch.version)
+    model = model.to_empty(device="cpu").init_weights(cfg.seed)
+    official.save(dict(model.named_parameters()), out)
+    print(f"{out}: RWKV-{cfg.arch.version[1:]} {size.n_layer} x {size.n_embd}, vocabulary {size.vocab_size}, {count_parameters(model):,} parameters, bf16")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(main))

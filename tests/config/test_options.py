@@ -1,0 +1,103 @@
+"""Every option of every group composes, converts and builds; conf/ and the dataclasses agree."""
+
+import dataclasses
+
+import pytest
+import torch
+import yaml
+
+from rwkv.config.compose import conf_dir, groups, load
+from rwkv.config.schema import TrainConfig
+from rwkv.config.size import size_of
+from rwkv.config.vocab import VOCAB_SIZES
+from rwkv.model.rwkv import RWKV, count_parameters
+
+OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda x: x)
+def test_option_composes_converts_and_builds(group, option):
+    cfg = load([f"{group}={option}"])
+    vocab = VOCAB_SIZES.get(cfg.tokenizer.kind, 1000)
+    with torch.device("meta"):
+        model = RWKV(size_of(cfg, vocab), cfg.arch.version)
+    assert count_parameters(model) > 0
+
+
+# the model card's counts, with layer 0's unused v0 v1 v2, at the World vocabulary
+COUNTS = {
+    "0.1b": 191_084_544,
+    "0.4b": 450_834_432,
+    "1.5b": 1_527_668_736,
+    "3b": 2_948_065_280,
+    "7b": 7_199_932_416,
+    "14b": 13_270_298_624,
+}
+
+
+@pytest.mark.parametrize("model", COUNTS)
+def test_exact_parameter_counts(model):
+    cfg = load([f"model={model}", "tokenizer=world"])
+    with torch.device("meta"):
+        assert count_parameters(RWKV(size_of(cfg, 65536))) == COUNTS[model]
+
+
+def test_pile_is_the_neox_vocabulary_padded():
+    cfg = load(["model=0.1b", "tokenizer=neox", "model.vocab_size=50304"])
+    with torch.device("meta"):
+        assert count_parameters(RWKV(size_of(cfg, 50277))) == 167_688_192
+
+
+def test_the_users_sentence_composes():
+    cfg = load(["model=7b", "data=pile", "strategy=ds3"])
+    assert (cfg.model.n_layer, cfg.strategy.kind, cfg.data.kind) == (32, "ds3", "hub")
+
+
+@pytest.mark.parametrize("group", [g for g in groups() if g not in ("experiment",)])
+def test_each_file_sets_exactly_the_fields_of_its_dataclass(group):
+    fields = {f.name: f.type for f in dataclasses.fields(TrainConfig)}
+    wanted = [f.name for f in dataclasses.fields(fields[group])]
+    for file in (conf_dir() / group).glob("*.yaml"):
+        assert sorted(yaml.safe_load(file.read_text())) == sorted(wanted), file
+
+
+def test_option_names_are_strings_in_yaml():
+    for entry in yaml.safe_load((conf_dir() / "train.yaml").read_text())["defaults"]:
+        if isinstance(entry, dict):
+            assert all(v is None or isinstance(v, str) for v in entry.values()), entry
+
+
+def test_every_setting_is_read_somewhere():
+    """A key that no code mentions does nothing, whatever its comment says."""
+    root = conf_dir().parent / "rwkv" if (conf_dir().parent / "rwkv").is_dir() else conf_dir().parent
+    source = "".join(f.read_text() for f in root.rglob("*.py") if f.name not in ("schema.py", "run.py"))
+
+    def walk(cls):
+        for f in dataclasses.fields(cls):
+            kinds = [k for k in (f.type, *getattr(f.type, "__args__", ())) if dataclasses.is_dataclass(k)]
+            assert f".{f.name}" in source or f'"{f.name}"' in source, f"{cls.__name__}.{f.name} is not used"
+            for kind in kinds:
+                walk(kind)
+
+    walk(TrainConfig)
+
+
+def test_experiments_win_over_groups(tmp_path, monkeypatch):
+    file = conf_dir() / "experiment" / "zz_test.yaml"
+    file.write_text("# @package _global_\noptim:\n  lr: 0.5\n")
+    try:
+        assert load(["experiment=zz_test"]).optim.lr == 0.5
+        assert load(["experiment=zz_test", "optim.lr=0.25"]).optim.lr == 0.25
+    finally:
+        file.unlink()
+
+
+@pytest.mark.parametrize(("text", "value"), [("4k", 4096), ("1.5M", 1_500_000), ("3T", 3 * 10**12), ("2e6", 2_000_000), ("12", 12)])
+def test_counts_with_suffixes(text, value):
+    assert load([f"trainer.tokens={text}"]).trainer.tokens == value
+
+
+def test_any_ctx_len():
+    assert load(["ctx_len=4k"]).ctx_len.tokens == 4096
+    assert load(["ctx_len=1000"]).ctx_len.tokens == 1000
+    assert load(["ctx_len=96k"]).ctx_len.tokens == 96 * 1024

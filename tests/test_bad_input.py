@@ -1,0 +1,162 @@
+"""What a user may get wrong: one clear message, exit code 2, no traceback, nothing trained."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from rwkv import export, generate, init, train
+from rwkv.config import cli
+from rwkv.config.compose import conf_dir
+from tests.conftest import command, write_text
+
+TRAIN = {
+    "unknown group": (["modle=7b"], r"modle.*did you mean model"),
+    "unknown option": (["model=7bb"], r"model=7bb: there is no such option \(did you mean 7b\?\); model has .*14b"),
+    "unknown key": (["model.n_layr=3"], r"did you mean model\.n_layer"),
+    "unknown key behind +": (["+model.n_layers=3"], r"unknown setting model\.n_layers \(did you mean model\.n_layer"),
+    "unknown top-level key behind +": (["+sed=3"], r"unknown setting sed \(did you mean seed"),
+    "unknown key behind ++": (["++trainer.token=3"], r"did you mean trainer\.tokens"),
+    "key below a value": (["seed.x=3"], r"unknown setting seed\.x"),
+    "text for a number": (["seed=abc"], r"seed='abc'.*valid integer"),
+    "fraction for a count": (["layout.rows=1.5"], r"layout\.rows=1\.5.*integer"),
+    "zero rows": (["layout.rows=0"], r"layout\.rows=0.*greater than or equal to 1"),
+    "negative rate": (["optim.lr=-1"], r"optim\.lr=-1.*greater than 0"),
+    "rate not a number": (["optim.lr=nan"], r"optim\.lr=nan"),
+    "number for a flag": (["model.recompute=3"], r"model\.recompute=3.*boolean"),
+    "bad choice": (["precision.weights=fp23"], r"precision\.weights='fp23'.*'fp32', 'bf16' or 'fp64'"),
+    "bad count": (["trainer.tokens=12q"], r"trainer\.tokens='12q'"),
+    "bad ctx_len": (["ctx_len=4kk"], r"ctx_len=4kk: there is no such option"),
+    "share of one": (["data.val_share=1.0"], r"data\.val_share=1\.0.*less than 1"),
+    "short list": (["optim.betas=[0.9]"], r"optim\.betas"),
+    "set twice": (["model=7b", "model=3b"], r"model is set twice"),
+    "no equals sign": (["tiny"], r"tiny: cannot be read: settings are written key=value"),
+    "unreadable value": (["name={"], r"name=\{: cannot be read"),
+    "deleted key": (["~optim.lr"], r"optim\.lr: not set"),
+    "unknown flag": (["--fast"], r"--fast: unknown flag"),
+    "unknown experiment": (["experiment=nope"], r"experiment=nope: there is no such option"),
+    "text without a path": (["data=text"], r"data=text needs data\.path"),
+    "missing file": (["data=text", "data.path=nowhere.txt"], r"nowhere\.txt: no such file"),
+    "empty file": (["data=text", "data.path={tmp}/empty.txt"], r"empty\.txt: the file is empty"),
+    "binary file": (["data=text", "data.path={tmp}/binary.bin"], r"binary\.bin: the file is not text"),
+    "empty folder": (["data=text", "data.path={tmp}/folder"], r"no text in it"),
+    "short file": (["data=text", "data.path={tmp}/short.txt"], r"fewer than one chunk \(ctx_len=128\)"),
+    "too short for the rows": (["data=text", "data.path={tmp}/small.txt", "layout.rows=64"], r"at most layout\.rows="),
+    "not an npy file": (["data=tokens", "data.path={tmp}/short.txt"], r"not a readable \.npy"),
+    "tokens of floats": (["data=tokens", "data.path={tmp}/floats.npy"], r"wanted token ids"),
+    "token outside the vocabulary": (["data=tokens", "data.path={tmp}/big.npy"], r"token id 60000 is outside the vocabulary of 257"),
+    "unknown tokenizer": (["tokenizer=wrold"], r"did you mean world"),
+    "tokenizer without a file": (["tokenizer=hf"], r"needs tokenizer\.path"),
+    "tokenizer file missing": (["tokenizer=hf", "tokenizer.path=no.json"], r"no\.json: cannot be read"),
+    "tokenizer file of another kind": (["tokenizer=hf", "tokenizer.path={tmp}/short.txt"], r"not a tokenizer\.json"),
+    "vocabulary too small": (["tokenizer=world", "model.vocab_size=300"], r"model\.vocab_size=300 is smaller than the 65536"),
+    "heads do not divide": (["model.n_embd=100"], r"n_embd=100 is not a multiple of model\.head_size=64"),
+    "unknown kernel": (["model.kernel=warp"], r"kernel=warp: wkv7 has no such backend; it has"),
+    "no such device": (["strategy.accelerator=cuda"], r"finds no CUDA device"),
+    "rows do not divide": (["strategy=ddp", "strategy.devices=3"], r"layout\.rows=8 cannot be dealt equally to 3"),
+    "model too large": (["model=14b"], r"does not fit: it needs about .*free on cpu; .*"),
+    "strategy to come": (["strategy=ds3"], r"strategy=ds3 is not built yet"),
+    "data to come": (["data=pile"], r"hub is not built yet"),
+    "out is a file": (["out={tmp}/short.txt"], r"run folder .*cannot be written"),
+    "off with several chunks": (["bptt=off", "layout.chunks=4"], r"set layout\.chunks=1"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("bad")
+    (tmp / "empty.txt").write_text(" \n")
+    (tmp / "binary.bin").write_bytes(b"\x00\x01\x02" * 1000)
+    (tmp / "folder").mkdir()
+    (tmp / "short.txt").write_text("too short")
+    write_text(tmp / "small.txt", 3000)
+    np.save(tmp / "floats.npy", np.zeros(1000))
+    np.save(tmp / "big.npy", np.full(1000, 60000, dtype=np.uint16))
+    return tmp
+
+
+def refused(capsys, main, argv):
+    code = cli.guarded(main, argv)
+    err = capsys.readouterr().err
+    assert code == 2
+    assert "Traceback" not in err and err.startswith("error: ")
+    return err
+
+
+@pytest.mark.parametrize("case", TRAIN)
+def test_train_refuses(case, files, capsys, tmp_path):
+    if case == "no such device" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    argv, message = TRAIN[case]
+    argv = [a.replace("{tmp}", str(files)) for a in argv]
+    if not any(a.startswith("out=") for a in argv):
+        argv.append(f"out={tmp_path / 'out'}")
+    err = refused(capsys, train.main, argv)
+    assert re.search(message, err), err
+    assert not list(tmp_path.glob("out/*/metrics.jsonl"))
+
+
+def test_a_typo_inside_an_experiment_names_the_file(capsys):
+    file = conf_dir() / "experiment" / "zz_typo.yaml"
+    file.write_text("# @package _global_\nmodel:\n  n_layr: 2\noptim:\n  lr: fast\n")
+    try:
+        err = refused(capsys, train.main, ["experiment=zz_typo"])
+    finally:
+        file.unlink()
+    assert re.search(r"model\.n_layr: unknown setting \(did you mean model\.n_layer\?\) \(in conf/experiment/zz_typo\.yaml\)", err), err
+    assert re.search(r"optim\.lr='fast'.*zz_typo", err), err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
+def test_unwritable_out(capsys, tmp_path):
+    tmp_path.chmod(0o500)
+    assert "cannot be written" in refused(capsys, train.main, [f"out={tmp_path / 'out'}"])
+
+
+class Payload:
+    """A pickle that would write a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), "w")
+
+
+def test_hostile_pickle_is_refused(capsys, tmp_path):
+    torch.save({"emb.weight": Payload(tmp_path / "owned")}, tmp_path / "evil.pth")
+    err = refused(capsys, generate.main, [str(tmp_path / "evil.pth")])
+    assert "could run code" in err and not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["nothing.pth"], "no such file"),
+        (["{tmp}/short.txt"], "not a readable .pth"),
+        (["{tmp}/other.pth"], "not an RWKV-7 model"),
+        (["{tmp}/folder"], "neither a checkpoint nor a run folder"),
+        (["--out", "{tmp}/folder"], "no run with a checkpoint"),
+        (["--tokens", "-3"], "from 1 to"),
+        (["--top-p", "2"], "from 1e-09 to 1"),
+        (["--temprature", "2"], "see python -m rwkv.generate --help"),
+    ],
+)
+def test_generate_refuses(argv, message, files, capsys):
+    torch.save({"weight": torch.zeros(3)}, files / "other.pth")
+    assert message in refused(capsys, generate.main, [a.replace("{tmp}", str(files)) for a in argv])
+
+
+def test_init_and_export_refuse_to_overwrite(files, capsys):
+    assert "exists already" in refused(capsys, init.main, [str(files / "short.txt")])
+    assert "exists already" in refused(capsys, export.main, ["x.pth", str(files / "short.txt")])
+    assert "usage" in refused(capsys, init.main, ["model=tiny"])
+    assert "required: out" in refused(capsys, export.main, ["x.pth"])
+
+
+def test_as_a_user_sees_it(tmp_path):
+    done = command("train", "model.n_layr=3", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "did you mean model.n_layer" in done.stderr
