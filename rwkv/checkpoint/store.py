@@ -42,7 +42,7 @@ def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: int
             write(temp / name)
             _sync(temp / name)
             files[name] = {"sha256": digest(temp / name), "bytes": (temp / name).stat().st_size}
-        (temp / MANIFEST).write_text(json.dumps({"step": step, "work": work, "files": files}, indent=1))
+        (temp / MANIFEST).write_text(_manifest(files))
         _sync(temp / MANIFEST)
         _sync(temp)
         if final.exists():  # the same point again, after a resume from an older one
@@ -66,12 +66,14 @@ def points(root: Path) -> list[Path]:
 def problems(checkpoint: Path) -> Iterator[str]:
     """What is wrong with a checkpoint, each file that differs from the manifest named; nothing if it is sound."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        expected = {str(name): (str(f["sha256"]), int(f["bytes"])) for name, f in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield f"{checkpoint / MANIFEST}: unreadable ({error})"
+        text = (checkpoint / MANIFEST).read_text()
+        files = json.loads(text)["files"]
+        if text != _manifest(files):
+            raise ValueError("its content has changed since it was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{checkpoint / MANIFEST}: {error}"
         return
-    for name, (sha256, size) in expected.items():
+    for name, (sha256, size) in ((n, (f["sha256"], f["bytes"])) for n, f in files.items()):
         file = checkpoint / name
         if not file.is_file():
             yield f"{file}: missing"
@@ -79,6 +81,12 @@ def problems(checkpoint: Path) -> Iterator[str]:
             yield f"{file}: {file.stat().st_size} bytes, written with {size}"
         elif digest(file) != sha256:
             yield f"{file}: its content has changed since it was written"
+
+
+def _manifest(files: dict[str, dict]) -> str:
+    """The manifest's one possible text for these digests: it holds its own."""
+    own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "manifest": own}, indent=1)
 
 
 def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:

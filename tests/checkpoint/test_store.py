@@ -1,0 +1,132 @@
+"""Checkpoints are whole or not there."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rwkv.checkpoint import store
+from rwkv.errors import CheckpointError
+from tests.conftest import ROOT
+
+
+def writers(value, n=1000):
+    return {
+        "model.safetensors": lambda p: save_file({"x": torch.full((n,), float(value))}, p),
+        "progress.json": lambda p: p.write_text(f'{{"step": {value}}}'),
+    }
+
+
+def names(root):
+    return [p.name for p in store.points(root)]
+
+
+def test_newest_first_and_the_oldest_dropped(tmp_path):
+    for step, work in ((1, 0), (2, 0), (2, 5), (2, 12), (10, 0)):
+        store.save(tmp_path, step, work, writers(step), keep=3)
+    assert names(tmp_path) == ["step-00000010", "step-00000002+000012", "step-00000002+000005"]
+    assert sorted(os.listdir(tmp_path)) == sorted(names(tmp_path))
+
+
+def test_the_same_point_again_replaces_it(tmp_path):
+    store.save(tmp_path, 1, 0, writers(1), keep=2)
+    store.save(tmp_path, 1, 0, writers(2), keep=2)
+    assert load_file(store.newest_good(tmp_path, print) / "model.safetensors")["x"][0] == 2
+    assert os.listdir(tmp_path) == ["step-00000001"]
+
+
+def test_every_flipped_bit_is_detected(tmp_path):
+    store.save(tmp_path, 1, 0, writers(1), keep=2)
+    point = store.save(tmp_path, 2, 0, writers(2), keep=2)
+    pick = random.Random(0)
+    files = sorted(point.iterdir())
+    for _ in range(100):
+        file = pick.choice(files)
+        good = file.read_bytes()
+        bad = bytearray(good)
+        bad[pick.randrange(len(bad))] ^= 1 << pick.randrange(8)
+        file.write_bytes(bad)
+        warnings = []
+        found = store.newest_good(tmp_path, warnings.append)
+        assert found.name == "step-00000001" and file.name in warnings[0]
+        file.write_bytes(good)
+    assert store.newest_good(tmp_path, print) == point
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "hole", "missing", "other step"])
+def test_other_damage_is_detected(damage, tmp_path):
+    older = store.save(tmp_path, 1, 0, writers(1), keep=2)
+    point = store.save(tmp_path, 2, 0, writers(2), keep=2)
+    file = point / "model.safetensors"
+    data = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "other step":
+        shutil.copy(older / "model.safetensors", file)
+    else:
+        file.write_bytes({"truncate": data[:-10], "empty": b"", "hole": data[:200] + bytes(800) + data[1000:]}[damage])
+    warnings = []
+    assert store.newest_good(tmp_path, warnings.append) == older
+    assert "step-00000002 is damaged" in warnings[0] and "model.safetensors" in warnings[0]
+
+
+def test_none_sound_is_an_error_and_none_at_all_is_none(tmp_path):
+    assert store.newest_good(tmp_path / "nothing", print) is None
+    point = store.save(tmp_path, 1, 0, writers(1), keep=2)
+    (point / "progress.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints is sound"):
+        store.newest_good(tmp_path, lambda _: None)
+
+
+def test_a_failed_save_leaves_the_older_ones(tmp_path):
+    store.save(tmp_path, 1, 0, writers(1), keep=1)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left"):
+        store.save(tmp_path, 2, 0, {**writers(2), "more": full}, keep=1)
+    assert os.listdir(tmp_path) == ["step-00000001"]
+
+
+KILLED = """
+import sys; sys.path.insert(0, {root!r})
+import torch
+from pathlib import Path
+from rwkv.checkpoint import store
+from safetensors.torch import save_file
+print("go", flush=True)
+for step in range({first}, 10**9):
+    x = torch.full((60_000,), float(step))
+    store.save(Path({folder!r}), step, 0, {{"a": lambda p: save_file({{"x": x}}, p), "b": lambda p: save_file({{"x": x}}, p)}}, keep=2)
+"""
+
+
+def test_sigkill_at_random_instants(tmp_path):
+    """Killed while saving, over and over: the newest checkpoint there is always whole and of one step."""
+    pick, first, kills = random.Random(1), 1, 12
+    for _ in range(kills):
+        code = KILLED.format(root=str(ROOT), folder=str(tmp_path), first=first)
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(0.05 + 0.3 * pick.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        warnings = []
+        newest = store.newest_good(tmp_path, warnings.append)
+        assert warnings == []
+        if newest:
+            step = int(newest.name.removeprefix("step-"))
+            assert all((load_file(newest / f)["x"] == step).all() for f in "ab")
+            first = step + 1
+        store.clean(tmp_path)
+        assert sorted(os.listdir(tmp_path)) == sorted(names(tmp_path))
+    assert first > 1

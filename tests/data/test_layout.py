@@ -1,0 +1,119 @@
+"""What each optimizer step reads: everything once an epoch, nothing across documents, the same for any number of ranks."""
+
+import numpy as np
+import pytest
+
+from rwkv.data.corpus import Corpus, split, tokenise
+from rwkv.data.layout import Documents, Stream, shuffled
+from rwkv.data.tokenizer import Bytes
+from rwkv.errors import DataError
+
+
+def corpus(sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    return tokenise(((str(i), bytes(rng.integers(97, 123, n, dtype=np.uint8))) for i, n in enumerate(sizes)), Bytes())
+
+
+DOCS = corpus([5, 50, 1, 33, 80, 12, 7, 64, 3, 21])
+
+
+def test_tokenise_ends_each_document():
+    assert [len(DOCS.document(i)) for i in range(len(DOCS))] == [6, 51, 2, 34, 81, 13, 8, 65, 4, 22]
+    assert all(DOCS.document(i)[-1] == 0 and (DOCS.document(i)[:-1] > 0).all() for i in range(len(DOCS)))
+
+
+def test_stream_reads_each_lane_on_and_everything_once():
+    stream = Stream(DOCS, rows=3, step_tokens=16, seed=1)
+    batches = [stream.batch(i) for i in range(stream.steps_per_epoch)]
+    for before, after in zip(batches, batches[1:], strict=False):
+        assert after.carry and (before.tokens[:, -1] == after.tokens[:, 0]).all()
+    assert not batches[0].carry
+    read = np.concatenate([b.tokens[:, :-1] for b in batches], 1)
+    assert read.shape == (3, stream.lane)
+    whole = np.concatenate([DOCS.document(i) for i in shuffled(len(DOCS), 1, 0)])
+    assert (read.ravel() == whole[: 3 * stream.lane]).all()
+
+
+def test_stream_resets_at_documents_and_never_predicts_across_them():
+    stream = Stream(DOCS, rows=1, step_tokens=64, seed=1)
+    order = shuffled(len(DOCS), 1, 0)
+    starts = np.cumsum([0, *np.diff(DOCS.offsets)[order]])
+    batches = [stream.batch(i) for i in range(stream.steps_per_epoch)]
+    reset = np.concatenate([b.reset for b in batches], 1)[0]
+    predict = np.concatenate([b.predict for b in batches], 1)[0]
+    assert set(np.flatnonzero(reset)) == {s for s in starts if s < len(reset)}
+    assert set(np.flatnonzero(~predict)) == {s - 1 for s in starts[1:] if s - 1 < len(predict)}
+
+
+def test_stream_epochs_differ_and_any_batch_can_be_asked_first():
+    stream = Stream(DOCS, 2, 16, seed=1)
+    last = stream.batch(stream.steps_per_epoch + 3)
+    assert (Stream(DOCS, 2, 16, seed=1).batch(stream.steps_per_epoch + 3).tokens == last.tokens).all()
+    assert not (stream.batch(3).tokens == last.tokens).all()
+    assert not (Stream(DOCS, 2, 16, seed=2).batch(3).tokens == stream.batch(3).tokens).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_documents_are_whole_and_each_comes_once(rows):
+    layout = Documents(DOCS, rows, seed=4)
+    seen = []
+    for i in range(layout.steps_per_epoch):
+        batch = layout.batch(i)
+        assert not batch.carry and batch.reset is None and len(batch.tokens) == rows
+        for tokens, predict in zip(batch.tokens, batch.predict, strict=True):
+            n = int(predict.sum())
+            if n:
+                assert predict[:n].all()
+                seen.append(bytes(tokens[: n + 1].astype(np.uint8)))
+    assert sorted(seen) == sorted(bytes(DOCS.document(i).astype(np.uint8)) for i in range(len(DOCS)))
+
+
+def test_documents_longer_than_the_limit_are_cut_and_counted():
+    layout = Documents(DOCS, 1, seed=4, max_tokens=20)
+    assert layout.cut_documents == sum(n > 21 for n in np.diff(DOCS.offsets))
+    batches = [layout.batch(i) for i in range(layout.steps_per_epoch)]
+    assert max(b.length for b in batches) == 20
+    assert sum(b.predicted for b in batches) == sum(np.diff(DOCS.offsets) - 1)
+
+
+@pytest.mark.parametrize("layout", [Stream(DOCS, 4, 16, 1), Documents(DOCS, 4, 1)])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_share_the_rows_of_a_batch(layout, ranks):
+    for i in range(layout.steps_per_epoch):
+        whole = layout.batch(i)
+        parts = [whole.rows(r, ranks) for r in range(ranks)]
+        assert sum(p.predicted for p in parts) == whole.predicted
+        for r, part in enumerate(parts):
+            assert (part.tokens == whole.tokens[r::ranks, : part.length + 1]).all()
+
+
+def test_chunks_cover_a_batch_and_weigh_one():
+    batch = Stream(DOCS, 3, 40, seed=1).batch(0)
+    chunks = [batch.chunk(i, 16, batch.predicted, "cpu") for i in range(batch.chunks(16))]
+    assert [c.tokens.shape[1] for c in chunks] == [16, 16, 8]
+    assert sum(c.weight.sum() for c in chunks) == pytest.approx(1)
+    assert all((a.targets[:, -1] == b.tokens[:, 0]).all() for a, b in zip(chunks, chunks[1:], strict=False))
+
+
+def test_split_holds_documents_out_whatever_the_seed():
+    train, val = split(corpus([10] * 40), 0.05)
+    assert (len(train), len(val)) == (38, 2)
+    one = corpus([1000])
+    head, tail = split(one, 0.1)
+    assert (np.concatenate([head.tokens, tail.tokens]) == one.tokens).all() and len(tail.tokens) == pytest.approx(100, abs=2)
+    assert split(one, 0.0) == (one, None)
+
+
+def test_fingerprint_changes_with_any_token():
+    tokens = DOCS.tokens.copy()
+    tokens[7] += 1
+    assert Corpus(tokens, DOCS.offsets, DOCS.text_bytes).fingerprint != DOCS.fingerprint
+
+
+def test_unigram_entropy():
+    assert tokenise([("a", b"aabb")], Bytes()).unigram_entropy(257) == pytest.approx(1.0549, abs=1e-4)
+
+
+def test_too_few_tokens_for_the_rows():
+    with pytest.raises(DataError, match="too few for layout.rows=400"):
+        Stream(DOCS, 400, 16, 1)
