@@ -7,9 +7,10 @@ from rwkv.errors import ConfigError
 BUILT_STRATEGIES = ("auto", "ddp")
 
 
-def check(cfg: TrainConfig) -> None:
+def check(cfg: TrainConfig, reads_data: bool = True) -> None:
     """Raises ConfigError that lists every contradiction, each with what to change."""
-    problems = [text for wrong, text in _rules(cfg) if wrong]
+    rules = [*_rules(cfg), *(_data_rules(cfg) if reads_data else ())]
+    problems = [text for wrong, text in rules if wrong]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -21,11 +22,6 @@ def _rules(cfg: TrainConfig):
         cfg.strategy.kind not in BUILT_STRATEGIES,
         f"strategy={cfg.strategy.kind} is not built yet; today: {', '.join(BUILT_STRATEGIES)} (it composes: --cfg job)",
     )
-    yield (
-        cfg.data.kind == "hub",
-        f"data.name={cfg.data.name}: reading from the Hugging Face hub is not built yet; today: data=sample, "
-        "data=text data.path=FILE_OR_FOLDER, data=tokens data.path=FILE.npy",
-    )
     yield cfg.layout.rows % world != 0, f"layout.rows={cfg.layout.rows} cannot be dealt equally to {world} processes; use a multiple of {world}"
     yield (
         cfg.bptt.mode == "off" and cfg.layout.kind == "stream" and cfg.layout.chunks != 1,
@@ -35,5 +31,13 @@ def _rules(cfg: TrainConfig):
     yield (
         bool(m.vocab_size and known and m.vocab_size < known),
         f"model.vocab_size={m.vocab_size} is smaller than the {known} tokens of tokenizer={cfg.tokenizer.kind}",
+    )
+
+
+def _data_rules(cfg: TrainConfig):
+    yield (
+        cfg.data.kind == "hub",
+        f"data.name={cfg.data.name}: reading from the Hugging Face hub is not built yet; today: data=sample, "
+        "data=text data.path=FILE_OR_FOLDER, data=tokens data.path=FILE.npy",
     )
     yield cfg.data.kind in ("text", "tokens") and cfg.data.path is None, f"data={cfg.data.kind} needs data.path"

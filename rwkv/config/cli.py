@@ -3,6 +3,7 @@
 A user's mistake ends with one message on stderr and exit code 2, never a traceback.
 """
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,9 @@ def guarded(main: Callable[[list[str]], int], argv: list[str] | None = None) -> 
     except UserError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -12,9 +12,6 @@ from rwkv.data.sources import Document
 from rwkv.data.tokenizer import END_OF_DOCUMENT, Tokenizer
 from rwkv.errors import DataError
 
-FEW_DOCUMENTS = 8
-
-
 @dataclass(frozen=True)
 class Corpus:
     """tokens: [n] uint16 or uint32, possibly memory-mapped; offsets: [documents + 1] int64; text_bytes: of the text."""
@@ -79,14 +76,14 @@ def load_tokens(path: str | None, vocab_size: int) -> Corpus:
 
 
 def split(corpus: Corpus, share: float) -> tuple[Corpus, Corpus | None]:
-    """(training, validation): a share of the documents; of few documents, that share of each one's tail.
+    """(training, validation): a share of the documents; where that is less than one, that share of each one's tail.
 
     Which ones are held out depends on their number alone, so that every seed is validated on the same text.
     """
     if share == 0:
         return corpus, None
-    if len(corpus) >= FEW_DOCUMENTS:
-        every = max(2, round(1 / share))
+    every = max(2, round(1 / share))
+    if len(corpus) >= every:
         held = np.arange(len(corpus)) % every == every // 2
         return _select(corpus, np.flatnonzero(~held)), _select(corpus, np.flatnonzero(held))
     cut = [o + max(1, math.floor((e - o) * (1 - share))) for o, e in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True)]

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from rwkv.config.schema import TrainConfig
 from rwkv.kernels import registry
 from rwkv.model.rwkv import count_parameters
 from rwkv.training.display import Display
@@ -52,3 +53,8 @@ def gradient_text(session: Session) -> str:
     if cfg.bptt.mode == "exact":
         return f"exact over {reach}{carried}"
     return f"truncated: the gradient goes back through {cfg.bptt.depth} chunks, the state through {'all' if carried else 'the document'}"
+
+
+def gradient_name(cfg: TrainConfig) -> str:
+    depth = f" to {cfg.bptt.depth} chunks" if cfg.bptt.mode == "truncated" else ""
+    return f"{cfg.bptt.mode}{depth}, states {cfg.bptt.states}"

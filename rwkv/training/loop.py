@@ -22,6 +22,7 @@ from rwkv.training.finish import finish
 from rwkv.training.intro import introduce
 from rwkv.training.metrics import MetricsLog, start_wandb
 from rwkv.training.ranks import Ranks
+from rwkv.training.selfcheck import certificates
 from rwkv.training.session import Session
 from rwkv.training.signals import Stop
 from rwkv.training.step import Step
@@ -52,6 +53,8 @@ def train(cfg: TrainConfig, overrides: list[str]) -> int:
         if ranks.first:
             write_settings(folder, cfg, overrides)
         introduce(session, display, time.monotonic() - started)
+        if cfg.trainer.self_check:
+            self_check(session, display)
         session.since = time.monotonic()
         log = MetricsLog(folder.metrics, session.step, start_wandb(cfg, folder.path, session.wandb_id)) if ranks.first else None
         try:
@@ -174,6 +177,18 @@ def resume(session: Session, display: Display) -> None:
         return
     session.load(checkpoint)
     display.say(f"resumed from {checkpoint.name}: {session.tokens:,} tokens, {duration(session.seconds)} of training so far")
+
+
+def self_check(session: Session, display: Display) -> None:
+    """Certify the gradient under the run's own settings. Raises TrainingError if it is not exact."""
+    ctx = session.cfg.ctx_len.tokens
+    for c in certificates(session.cfg, session.size, session.settings, [5 * ctx // 2], session.ranks.device, session.dtype):
+        display.say(f"self-check: gradient of {c.length} tokens in {c.chunks} chunks is off by {c.total:.1e} (bound {c.bound:.0e})")
+        if not c.passed:
+            raise TrainingError(
+                f"self-check: the gradient is not exact under bptt.mode={session.cfg.bptt.mode} and these kernels: off by {c.total:.1e}, "
+                f"bound {c.bound:.0e}; python -m rwkv.certify shows each group. trainer.self_check=false trains all the same"
+            )
 
 
 def write_settings(folder: RunFolder, cfg: TrainConfig, overrides: list[str]) -> None:

@@ -47,12 +47,7 @@ class Session:
         self.size = size_of(cfg, self.tokenizer.vocab_size)
         self.train_corpus, self.val_corpus, self.fingerprint = read_data(cfg, self.tokenizer, self.size.vocab_size)
         self.data = make_layout(cfg, self.train_corpus)
-        self.settings = Settings(
-            cfg.ctx_len.tokens,
-            {"exact": None, "truncated": cfg.bptt.depth, "off": 1}[cfg.bptt.mode],
-            cfg.bptt.states,
-            folder.path if folder else None,
-        )
+        self.settings = settings_of(cfg, folder.path if folder else None)
         self.dtype = DTYPES[cfg.precision.weights]
         check_fit(cfg, self.size, ranks.device)
         self.model = self._make_model()
@@ -191,6 +186,12 @@ class Session:
             grads = {n.removeprefix("grads/"): x for n, x in flat.items() if n.startswith("grads/")}
             self.unfinished = _unflatten({n: x for n, x in flat.items() if not n.startswith("grads/")}), grads
         self.since = time.monotonic()
+
+
+def settings_of(cfg: TrainConfig, folder: Path | None) -> Settings:
+    """How the gradient is taken; `folder` is where states on disk go, None for the system's temporary folder."""
+    window = {"exact": None, "truncated": cfg.bptt.depth, "off": 1}[cfg.bptt.mode]
+    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder)
 
 
 def read_data(cfg: TrainConfig, tok: tokenizer.Tokenizer, vocab_size: int):

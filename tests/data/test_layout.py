@@ -98,6 +98,8 @@ def test_chunks_cover_a_batch_and_weigh_one():
 def test_split_holds_documents_out_whatever_the_seed():
     train, val = split(corpus([10] * 40), 0.05)
     assert (len(train), len(val)) == (38, 2)
+    few, rest = split(corpus([100] * 9), 0.05)  # less than one document: a tail of each
+    assert len(few) == len(rest) == 9
     one = corpus([1000])
     head, tail = split(one, 0.1)
     assert (np.concatenate([head.tokens, tail.tokens]) == one.tokens).all() and len(tail.tokens) == pytest.approx(100, abs=2)

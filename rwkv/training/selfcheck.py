@@ -1,0 +1,41 @@
+"""Runs the certificate with the model, precision, kernels and states that a run's settings give."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rwkv.bptt.certificate import BOUNDS, Certificate, certify
+from rwkv.bptt.engine import Settings
+from rwkv.config.schema import TrainConfig
+from rwkv.model.loss import LossModel
+from rwkv.model.rwkv import RWKV
+from rwkv.model.size import Size
+from rwkv.model.state import State
+from rwkv.training.optimizer import Optimizer
+
+NOISE = 0.05  # at the official initialisation most gradients are zero: every weight is moved by so much of a unit
+
+
+def certificates(cfg: TrainConfig, size: Size, settings: Settings, lengths: list[int], device: torch.device, dtype) -> Iterator[Certificate]:
+    """One certificate for each length, in tokens, of a freshly made model."""
+    with torch.device("meta"):
+        rwkv = RWKV(size, cfg.arch.version, cfg.model.kernel, cfg.model.recompute)
+    rwkv = rwkv.to_empty(device="cpu").init_weights(cfg.seed)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    with torch.no_grad():
+        for p in rwkv.parameters():
+            p += NOISE * torch.randn(p.shape, generator=generator)
+    model = LossModel(rwkv.to(device, dtype), cfg.optim.l2wrap)
+    optimizer = Optimizer(rwkv, rwkv.optimizer_groups(), betas=cfg.optim.betas, eps=cfg.optim.eps, weight_decay=0.0)
+
+    def collect() -> dict[str, Tensor]:
+        grads = {n: m.grad for n, m in optimizer.masters.items() if m.grad is not None}
+        optimizer.zero_grad()
+        return grads
+
+    rows = min(cfg.layout.rows, 2)
+    zero = State.zeros(size, rows, dtype, "cpu")
+    state = zero.map(lambda x: torch.randn(x.shape, generator=generator).to(x.dtype)).to(device)
+    for length in lengths:
+        yield certify(model, collect, state, settings, length, size.vocab_size, BOUNDS[dtype], cfg.seed)
