@@ -40,6 +40,11 @@ def why_not(op: str, sample: Tensor) -> dict[str, str | None]:
     return {b.name: b.can(sample) or b.auto(sample) for b in _OPS[op].values()}
 
 
+def cannot(op: str, backend: str, sample: Tensor) -> str | None:
+    """None if the backend gives right results for a tensor like `sample`, else the reason."""
+    return _OPS[op][backend].can(sample)
+
+
 def chosen(op: str, backend: str, sample: Tensor) -> str:
     """The name of the backend that `pick` would run. Raises KernelError as `pick` does."""
     if backend == "auto":

@@ -9,6 +9,8 @@ import torch
 from rwkv.kernels import registry
 from rwkv.kernels.wkv7 import wkv7
 
+torch.set_num_threads(1)  # the ops here are tiny: more threads only wait for each other
+
 DECAYS = {"mixed": (-6.0, 2.0), "slowest": (-30.0, -30.0), "fastest": (30.0, 30.0)}
 
 
@@ -51,7 +53,7 @@ def run(fn, x, reset, grads, dtype=torch.float64):
     x = [t.to(dtype).clone().requires_grad_() for t in x]
     y, s = fn(*x, reset)
     torch.autograd.backward([y, s], [g.to(dtype) for g in grads])
-    return [y.detach(), s.detach(), *(t.grad for t in x)]
+    return [y.detach(), s.detach(), *(torch.zeros_like(t) if t.grad is None else t.grad for t in x)]
 
 
 def worst(got, want):
@@ -59,43 +61,93 @@ def worst(got, want):
 
 
 BACKENDS = registry.names("wkv7")
+BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+
+def backend_for(name, dtype, N):
+    """`wkv7` bound to one backend; skips the test where that backend cannot run."""
+    if reason := registry.cannot("wkv7", name, torch.empty(1, 1, 1, N, dtype=dtype)):
+        pytest.skip(reason)
+    return lambda *args: wkv7(*args, backend=name)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("N", [16, 64])
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("resets", [False, True])
-def test_fp64_and_fp32_match_the_recurrence(backend, decay, resets):
-    x, reset, grads = make_inputs(2, 37, 2, 16, decay, resets)
-    want = run(naive, x, reset, grads)
-    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        if registry.why_not("wkv7", x[0].to(dtype))[backend] == "fp32 only" and dtype == torch.float64:
-            continue
-        got = run(lambda *args: wkv7(*args, backend=backend), x, reset, grads, dtype)
-        assert worst(got, want) < bound
-
-
-@pytest.mark.parametrize("seed", range(24))
-def test_random_shapes(seed):
-    pick = random.Random(seed)
-    B, T, H, N = pick.choice([1, 2, 3]), pick.randint(1, 70), pick.choice([1, 2, 3]), pick.choice([8, 32, 64])
-    x, reset, grads = make_inputs(B, T, H, N, "mixed", pick.random() < 0.5, seed)
-    want = run(naive, x, reset, grads)
-    got = run(lambda *args: wkv7(*args, backend="chunked"), x, reset, grads)
-    assert worst(got, want) < 1e-12
+def test_outputs_and_gradients_match_the_recurrence(backend, dtype, N, decay, resets):
+    fn = backend_for(backend, dtype, N)
+    x, reset, grads = make_inputs(2, 37, 2, N, decay, resets)
+    # in fp32 the reference rounds the state at every token, which decays near 1 keep
+    bound = 1e-5 if (backend, dtype) == ("reference", torch.float32) else BOUNDS[dtype]
+    assert worst(run(fn, x, reset, grads, dtype), run(naive, x, reset, grads)) < bound
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pieces_with_carried_state_equal_one_call(backend):
-    (r, w, k, v, a, b, s), reset, _ = make_inputs(2, 50, 2, 16, resets=True)
-    whole = wkv7(r, w, k, v, a, b, s, reset, backend=backend)
-    ys, pos = [], 0
-    for n in (1, 16, 20, 13):
-        cut = slice(pos, pos + n)
-        y, s = wkv7(*(x[:, cut] for x in (r, w, k, v, a, b)), s, reset[:, cut], backend=backend)
-        ys.append(y)
-        pos += n
-    torch.testing.assert_close(torch.cat(ys, 1), whole[0], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(s, whole[1], rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("seed", range(24))
+def test_random_shapes(backend, dtype, seed):
+    pick = random.Random(seed)
+    T = [1, 15, 16, 17, 32, 33][seed] if seed < 6 else pick.randint(1, 70)
+    B, H, N = pick.choice([1, 2, 3]), pick.choice([1, 2, 3]), pick.choice([8, 16, 24, 32, 64, 128] if T < 40 else [8, 32, 64])
+    fn = backend_for(backend, dtype, N)
+    x, reset, grads = make_inputs(B, T, H, N, "mixed", pick.random() < 0.5, seed)
+    assert worst(run(fn, x, reset, grads, dtype), run(naive, x, reset, grads)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_a_reset_at_every_token_and_none_at_all(backend, dtype):
+    fn = backend_for(backend, dtype, 16)
+    x, _, grads = make_inputs(2, 35, 1, 16)
+    reset = torch.tensor([[True], [False]]).expand(2, 35)
+    assert worst(run(fn, x, reset, grads, dtype), run(naive, x, reset, grads)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_pieces_with_carried_state_equal_one_call(backend, dtype):
+    """Outputs and, through the states handed on, every gradient."""
+    fn = backend_for(backend, dtype, 16)
+    x, reset, grads = make_inputs(2, 50, 2, 16, resets=True)
+
+    def in_pieces(r, w, k, v, a, b, s, reset):
+        ys, pos = [], 0
+        for n in (1, 16, 20, 13):
+            cut = slice(pos, pos + n)
+            y, s = fn(*(t[:, cut] for t in (r, w, k, v, a, b)), s, reset[:, cut])
+            ys.append(y)
+            pos += n
+        return torch.cat(ys, 1), s
+
+    assert worst(run(in_pieces, x, reset, grads, dtype), run(naive, x, reset, grads)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_strided_inputs_and_gradients(backend, dtype):
+    """Inputs that are views of wider tensors, an expanded gradient of y, none of the state."""
+    fn = backend_for(backend, dtype, 16)
+    x, _, _ = make_inputs(2, 21, 3, 16)
+    want = run(naive, x, None, (torch.ones(2, 21, 3, 16), torch.zeros(2, 3, 16, 16)))
+    leaves = [torch.stack([t, t], 2).to(dtype).requires_grad_() for t in x]
+    y, s = fn(*(t[:, :, 1] if t is not leaves[-1] else t[:, :, 1].transpose(-1, -2).mT for t in leaves), None)
+    y.sum().backward()
+    got = [y.detach(), s.detach(), *(t.grad[:, :, 1] for t in leaves)]
+    assert worst(got, want) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("T", [1, 2, 40])
+def test_no_grad_equals_grad(backend, T):
+    fn = backend_for(backend, torch.float32, 64)
+    x, reset, _ = make_inputs(2, T, 2, 64, resets=True)
+    x = [t.float().requires_grad_() for t in x]
+    want = fn(*x, reset)
+    with torch.no_grad():
+        got = fn(*x, reset)
+    assert worst(got, [t.detach() for t in want]) < 1e-6
 
 
 def test_bf16_keeps_types():

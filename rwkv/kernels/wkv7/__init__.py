@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rwkv.kernels import registry
+from rwkv.kernels.wkv7 import cpu
 from rwkv.kernels.wkv7.chunked import wkv7_chunked
 from rwkv.kernels.wkv7.reference import state_dtype, wkv7_reference
 
@@ -50,4 +51,5 @@ def _single_token(r: Tensor) -> str | None:
 
 
 registry.register("wkv7", "reference", wkv7_reference, auto=_single_token)
+registry.register("wkv7", "cpu", cpu.wkv7_cpu, can=cpu.why_not)
 registry.register("wkv7", "chunked", wkv7_chunked, auto=_always)
