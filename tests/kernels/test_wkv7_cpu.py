@@ -52,11 +52,15 @@ def test_a_failing_build_is_tried_once_and_tells_why(tmp_path):
     compiler = tmp_path / "cxx"
     compiler.write_text(f"#!/bin/sh\necho x >> {tmp_path}/calls\necho 'cpu.cpp:1: error: no such luck' >&2\nexit 1\n")
     compiler.chmod(0o755)
-    again = "\n    calls = open('{0}/calls').read(); cpu.why_not(x[0]); print(calls == open('{0}/calls').read())\n".format(tmp_path)
+    again = f"""
+    calls = open("{tmp_path}/calls").read()
+    cpu.why_not(x[0])
+    print(calls == open("{tmp_path}/calls").read())
+    """
     out = python(FALLS_BACK + again, CXX=str(compiler), XDG_CACHE_HOME=str(tmp_path / "cache"))
     first, _, tried_once = out.splitlines()
     assert first.startswith("chunked | ") and first.endswith("no such luck") and tried_once == "True"
-    assert list((tmp_path / "cache" / "rwkv").iterdir()) == []
+    assert list((tmp_path / "cache" / "rwkv").iterdir()) == []  # no half-made library stays
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):

@@ -79,6 +79,17 @@ template <class F> INLINE void sigmoids(F w, F& pos, F& neg) {
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, i8{__VA_ARGS__})
 #endif
 
+INLINE float sum(f8 x) {
+    x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x += SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    return x[0] + x[1];
+}
+INLINE float sum(f16 x) {
+    f8 halves[2];
+    std::memcpy(halves, &x, sizeof x);
+    return sum(halves[0] + halves[1]);
+}
+
 // out[c][r] = in[r][c] for rows and cols multiples of 8.
 INLINE void transpose(const float* in, long ldi, float* out, long ldo, int rows, int cols) {
     for (int r = 0; r < rows; r += 8)
@@ -276,8 +287,18 @@ template <class F, int FIXED> struct Head {
     }
     INLINE void copy_row(float* to, const float* from) { std::memcpy(to, from, sizeof(float) * N()); }
 
-    // S_after may be null when nobody reads it. U [T, N] is written if not null.
-    INLINE void forward_chunk(const Inputs& x, long at, long stride, int count, const float* S, float* S_after, float* y, float* U) {
+    // Rows of the next chunk: heads lie side by side in memory, so the hardware does not see them coming.
+    INLINE void prefetch(const float* rows, long stride, int count) {
+        for (int t = 0; t < count; t++)
+            for (int j = 0; j < N(); j += 16) __builtin_prefetch(rows + t * stride + j, 0, 2);
+    }
+    INLINE void prefetch(const Inputs& x, long at, long stride, int count) {
+        for (const float* p : {x.r, x.w, x.k, x.v, x.a, x.b}) prefetch(p + at, stride, count);
+    }
+
+    // U, [T, N] from this chunk on, is written if not null.
+    INLINE void forward_chunk(const Inputs& x, long at, long stride, int count, const float* S, float* S_after, float* y,
+                              float* U) {
         const int n = N(), rows = prepare<false>(x, at, stride, count);
         transpose(BK, n, BKt, C2, rows, n);
         scores(AR, BKt, M, rows);
@@ -307,13 +328,15 @@ template <class F, int FIXED> struct Head {
         for (long c = 0; c < chunks; c++) {
             const long t = starts[c];
             if (reset && reset[t]) std::memset(S(c), 0, sizeof(float) * square);
+            if (c + 1 < chunks) prefetch(x, at + starts[c + 1] * stride, stride, starts[c + 2] - starts[c + 1]);
             forward_chunk(x, at + t * stride, stride, starts[c + 1] - t, S(c), S(c + 1), y, U ? U + t * n : nullptr);
         }
         transpose(S(chunks), n, last, n, n, n);
     }
 
     // Gv: dL/dS after the chunk on entry, before it on return. SC, S0: the states after and before, value-major.
-    INLINE void backward_chunk(const Inputs& x, const float* dy, const Grads& d, long at, long stride, int count, const float* U) {
+    INLINE void backward_chunk(const Inputs& x, const float* dy, const Grads& d, long at, long stride, int count,
+                               const float* U) {
         const int n = N(), rows = prepare<true>(x, at, stride, count);
         for (int t = 0; t < count; t++) {
             copy_row(UV + 2 * t * n, U + t * n);
@@ -386,6 +409,13 @@ template <class F, int FIXED> struct Head {
             float* after = S0;
             S0 = SC, SC = after;
             transpose(saved + c * square, n, S0, n, n, n);
+            if (c > 0) {
+                const long next = starts[c - 1], count = t - next;
+                prefetch(x, at + next * stride, stride, count);
+                prefetch(dy + at + next * stride, stride, count);
+                prefetch(U + next * n, n, count);
+                prefetch(saved + (c - 1) * square, n, n);
+            }
             backward_chunk(x, dy, d, at + t * stride, stride, starts[c + 1] - t, U + t * n);
             if (reset && reset[t]) std::memset(Gv, 0, sizeof(float) * square);
         }
@@ -404,20 +434,17 @@ template <class F, int FIXED> struct Head {
         for (int i = 0; i < n; i++) {
             const float* from = state + (long)i * n;
             F sa = F{}, out = F{};
-            float total = 0.f, v = x.v[at + i];
-            if (!reset) {
+            const float v = x.v[at + i];
+            if (!reset)
                 for (int j = 0; j < n; j += L) sa += load<F>(from + j) * load<F>(a + j);
-                for (int l = 0; l < L; l++) total += sa[l];
-            }
+            const float scale = sum(sa);
             for (int j = 0; j < n; j += L) {
-                F S = total * load<F>(b + j) + v * load<F>(k + j);
+                F S = scale * load<F>(b + j) + v * load<F>(k + j);
                 if (!reset) S += load<F>(from + j) * load<F>(Gam + j);
                 store<F>(last + (long)i * n + j, S);
                 out += S * load<F>(r + j);
             }
-            total = 0.f;
-            for (int l = 0; l < L; l++) total += out[l];
-            y[at + i] = total;
+            y[at + i] = sum(out);
         }
     }
 };
@@ -445,6 +472,7 @@ static bool each_head(const uint8_t* reset, long B, long T, long H, long N, int 
 template <class Fn>
 static int run(const uint8_t* reset, long B, long T, long H, long N, int threads, bool backward, const Fn& fn) {
     bool ok;
+    if (B * T * H < 32) threads = 1;  // tens of microseconds: waking others would cost more
 #ifdef __AVX512F__
     if (N == 64) ok = each_head<f16, 64>(reset, B, T, H, N, threads, backward, fn);
     else if (N % 16 == 0) ok = each_head<f16, 0>(reset, B, T, H, N, threads, backward, fn);
