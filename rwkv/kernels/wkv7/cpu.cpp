@@ -27,14 +27,17 @@
 
 #define INLINE inline __attribute__((always_inline))
 
+typedef float f4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
 typedef float f8 __attribute__((vector_size(32)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 typedef float f16 __attribute__((vector_size(64)));
 typedef int32_t i16 __attribute__((vector_size(64)));
 
-template <class F> struct Ints;
-template <> struct Ints<f8> { using type = i8; };
-template <> struct Ints<f16> { using type = i16; };
+template <class F> struct Like;  // the vector of integers of as many lanes, that of floats of half as many
+template <> struct Like<f4> { using Ints = i4; };
+template <> struct Like<f8> { using Ints = i8; using Half = f4; };
+template <> struct Like<f16> { using Ints = i16; using Half = f8; };
 template <class F> constexpr int lanes = sizeof(F) / sizeof(float);
 
 template <class F> INLINE F load(const float* p) { F x; std::memcpy(&x, p, sizeof x); return x; }
@@ -49,7 +52,7 @@ constexpr float LOG_DECAY_SCALE = -0.60653065971263342f;  // -exp(-1/2)
 
 // exp(x) for x <= 0, within 2 ulp; below -87 it stays at exp(-87).
 template <class F> INLINE F exp_neg(F x) {
-    using I = typename Ints<F>::type;
+    using I = typename Like<F>::Ints;
     x = x < splat<F>(-87.f) ? splat<F>(-87.f) : x;
     const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
     F n = (x * 1.44269504088896341f + magic) - magic;
@@ -73,42 +76,74 @@ template <class F> INLINE void sigmoids(F w, F& pos, F& neg) {
     neg = w < splat<F>(0.f) ? big : small;
 }
 
+template <class F> INLINE float sum(F x) {
+    if constexpr (lanes<F> == 4) {
+        return (x[0] + x[2]) + (x[1] + x[3]);
+    } else {
+        typename Like<F>::Half halves[2];
+        std::memcpy(halves, &x, sizeof x);
+        return sum(halves[0] + halves[1]);
+    }
+}
+
 #ifdef __clang__
-#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#define SHUFFLE(I, x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, i8{__VA_ARGS__})
+#define SHUFFLE(I, x, y, ...) __builtin_shuffle(x, y, I{__VA_ARGS__})
 #endif
 
-INLINE float sum(f8 x) {
-    x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
-    x += SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
-    return x[0] + x[1];
+// x[c][r] = x[r][c] of 4 x 4 or 8 x 8 numbers.
+INLINE void transpose_block(f4 (&x)[4]) {
+    f4 y[4];
+    for (int i = 0; i < 4; i += 2) {
+        y[i] = SHUFFLE(i4, x[i], x[i + 1], 0, 4, 2, 6);
+        y[i + 1] = SHUFFLE(i4, x[i], x[i + 1], 1, 5, 3, 7);
+    }
+    for (int i = 0; i < 2; i++) {
+        x[i] = SHUFFLE(i4, y[i], y[i + 2], 0, 1, 4, 5);
+        x[i + 2] = SHUFFLE(i4, y[i], y[i + 2], 2, 3, 6, 7);
+    }
 }
-INLINE float sum(f16 x) {
-    f8 halves[2];
-    std::memcpy(halves, &x, sizeof x);
-    return sum(halves[0] + halves[1]);
+
+INLINE void transpose_block(f8 (&x)[8]) {
+    f8 y[8];
+    for (int i = 0; i < 8; i += 2) {
+        y[i] = SHUFFLE(i8, x[i], x[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        y[i + 1] = SHUFFLE(i8, x[i], x[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = i; j < i + 2; j++) {
+            x[j] = SHUFFLE(i8, y[j], y[j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            x[j + 2] = SHUFFLE(i8, y[j], y[j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        y[i] = SHUFFLE(i8, x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        x[i + 4] = SHUFFLE(i8, x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+        x[i] = y[i];
+    }
 }
+
+// A vector that the CPU lacks would live in memory, far slower than the PyTorch form.
+#ifdef __AVX__
+using Narrow = f8;
+#else
+using Narrow = f4;
+#endif
+#ifdef __AVX512F__
+using Wide = f16;
+#else
+using Wide = Narrow;
+#endif
 
 // out[c][r] = in[r][c] for rows and cols multiples of 8.
 INLINE void transpose(const float* in, long ldi, float* out, long ldo, int rows, int cols) {
-    for (int r = 0; r < rows; r += 8)
-        for (int c = 0; c < cols; c += 8) {
-            f8 x[8], y[8];
-            for (int i = 0; i < 8; i++) x[i] = load<f8>(in + (r + i) * ldi + c);
-            for (int i = 0; i < 8; i += 2) {
-                y[i] = SHUFFLE(x[i], x[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-                y[i + 1] = SHUFFLE(x[i], x[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-            }
-            for (int i = 0; i < 8; i += 4)
-                for (int j = 0; j < 2; j++) {
-                    x[i + j] = SHUFFLE(y[i + j], y[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-                    x[i + j + 2] = SHUFFLE(y[i + j], y[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-                }
-            for (int i = 0; i < 4; i++) {
-                store(out + (c + i) * ldo + r, SHUFFLE(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11));
-                store(out + (c + i + 4) * ldo + r, SHUFFLE(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15));
-            }
+    constexpr int L = lanes<Narrow>;
+    for (int r = 0; r < rows; r += L)
+        for (int c = 0; c < cols; c += L) {
+            Narrow x[L];
+            for (int i = 0; i < L; i++) x[i] = load<Narrow>(in + (r + i) * ldi + c);
+            transpose_block(x);
+            for (int i = 0; i < L; i++) store<Narrow>(out + (c + i) * ldo + r, x[i]);
         }
 }
 
@@ -274,7 +309,7 @@ template <class F, int FIXED> struct Head {
             product<F>(ROWS, cols, out + i * C2, C2, nullptr, nullptr, Pair{X + i * n, n, 1, Yt, C2, n});
             for (int m = i; m < i + ROWS; m++)
                 for (int j = i / L * L; j < cols; j += L) {
-                    using I = typename Ints<F>::type;
+                    using I = typename Like<F>::Ints;
                     I keep;
                     std::memcpy(&keep, &mask.keep[m][j], sizeof keep);
                     store<F>(out + m * C2 + j, (F)((I)load<F>(out + m * C2 + j) & keep));
@@ -473,13 +508,9 @@ template <class Fn>
 static int run(const uint8_t* reset, long B, long T, long H, long N, int threads, bool backward, const Fn& fn) {
     bool ok;
     if (B * T * H < 32) threads = 1;  // tens of microseconds: waking others would cost more
-#ifdef __AVX512F__
-    if (N == 64) ok = each_head<f16, 64>(reset, B, T, H, N, threads, backward, fn);
-    else if (N % 16 == 0) ok = each_head<f16, 0>(reset, B, T, H, N, threads, backward, fn);
-#else
-    if (N == 64) ok = each_head<f8, 64>(reset, B, T, H, N, threads, backward, fn);
-#endif
-    else ok = each_head<f8, 0>(reset, B, T, H, N, threads, backward, fn);
+    if (N == 64) ok = each_head<Wide, 64>(reset, B, T, H, N, threads, backward, fn);
+    else if (N % lanes<Wide> == 0) ok = each_head<Wide, 0>(reset, B, T, H, N, threads, backward, fn);
+    else ok = each_head<Narrow, 0>(reset, B, T, H, N, threads, backward, fn);
     return ok ? 0 : 1;
 }
 
