@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     cfg = load(overrides)
     check(cfg, reads_data=False)
 
-    from rwkv.config.size import size_of
+    from rwkv.config.derived import size_of
     from rwkv.config.vocab import VOCAB_SIZES
     from rwkv.data import tokenizer
     from rwkv.memory import human, peak_bytes

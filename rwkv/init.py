@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     import torch
 
     from rwkv.checkpoint import official
-    from rwkv.config.size import size_of
+    from rwkv.config.derived import size_of
     from rwkv.config.vocab import VOCAB_SIZES
     from rwkv.data import tokenizer
     from rwkv.model.rwkv import RWKV, count_parameters

@@ -12,6 +12,8 @@ def main(argv: list[str]) -> int:
     if "--help" in flags or "-h" in flags:
         print(cli.usage("train", __doc__.split(": ", 1)[1]))
         return 0
+    if {"-m", "--multirun"} & set(flags):
+        raise ConfigError("-m: sweeps are not built yet; run the settings one by one, each has a run folder of its own")
     if unknown := [f for f in flags if f.startswith("-") and f.split("=")[0] not in cli.HYDRA_FLAGS]:
         raise ConfigError(f"{unknown[0]}: unknown flag; settings are written key=value; see --help")
     if flags:

@@ -6,7 +6,9 @@ file, wrong types) is caught when the result is converted to `TrainConfig`.
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,25 @@ def conf_dir() -> Path:
     raise ConfigError(f"conf/{PRIMARY}.yaml is missing beside {package}: the installation is incomplete")
 
 
-def groups() -> dict[str, list[str]]:
-    """Every config group with its options, in the order of the defaults list."""
-    entries = yaml.safe_load((conf_dir() / f"{PRIMARY}.yaml").read_text())["defaults"]
-    names = [next(iter(entry)) for entry in entries if isinstance(entry, dict)]
-    return {name: sorted((f.stem for f in (conf_dir() / name).glob("*.yaml")), key=_natural) for name in names}
+@dataclass(frozen=True)
+class Group:
+    """A config group: its options, which of them is the default, and what it decides."""
+
+    options: list[str]
+    default: str | None
+    about: str
+
+
+def groups() -> dict[str, Group]:
+    """Every config group, in the order of the defaults list of train.yaml, whose comments say what each decides."""
+    text = (conf_dir() / f"{PRIMARY}.yaml").read_text()
+    about = dict(re.findall(r"^  - (\w+):.*# (.*)$", text, re.MULTILINE))
+    out = {}
+    for entry in yaml.safe_load(text)["defaults"]:
+        for name, default in entry.items() if isinstance(entry, dict) else ():
+            options = sorted((f.stem for f in (conf_dir() / name).glob("*.yaml")), key=_natural)
+            out[name] = Group(options, default, about[name])
+    return out
 
 
 def _natural(option: str) -> tuple:
@@ -75,7 +91,7 @@ def _parse(text: str) -> Override:
         raise ConfigError(f"{text}: cannot be read{hint}") from error
 
 
-def _check_option(text: str, override: Override, known: dict[str, list[str]]) -> str:
+def _check_option(text: str, override: Override, known: dict[str, Group]) -> str:
     group = override.key_or_group
     value = override.value()
     if override.is_sweep_override():
@@ -84,19 +100,20 @@ def _check_option(text: str, override: Override, known: dict[str, list[str]]) ->
         choices = [str(x) for x in value]
     else:
         choices = ["null" if value is None else str(value)]
-    unknown = [c for c in choices if c not in known[group] and not (group == "experiment" and c == "null")]
+    unknown = [c for c in choices if c not in known[group].options and not (group == "experiment" and c == "null")]
     if not unknown:
         # quoted, since Hydra takes a bare number for a number and not for an option's name
         return text if override.is_sweep_override() or isinstance(value, list) else f"{group}='{choices[0]}'" if choices != ["null"] else text
     if group == "ctx_len" and len(choices) == 1 and isinstance(parse_count(value), int):
         return f"ctx_len.tokens={parse_count(value)}"
-    raise ConfigError(f"{group}={unknown[0]}: there is no such option{_nearest(unknown[0], known[group])}; {group} has {', '.join(known[group]) or 'none yet'}")
+    options = known[group].options
+    raise ConfigError(f"{group}={unknown[0]}: there is no such option{_nearest(unknown[0], options)}; {group} has {', '.join(options) or 'none yet'}")
 
 
-def _check_key(text: str, override: Override, known: dict[str, list[str]]) -> str:
+def _check_key(text: str, override: Override, known: dict[str, Group]) -> str:
     path = override.key_or_group.split(".")
-    if path[0] == "hydra":
-        return text
+    if path[0].split("/")[0] == "hydra":
+        raise ConfigError(f"{text}: launchers and sweepers are not built yet; today a run is one command on one machine")
     node: Any = TrainConfig
     for depth, part in enumerate(path):
         fields = _fields(node)

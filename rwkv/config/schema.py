@@ -117,7 +117,7 @@ class Precision:
 
 @dataclass(config=_STRICT, frozen=True)
 class Optim:
-    lr: Positive
+    lr: Positive | None  # peak; null: RWKV's rule of thumb, 0.45 / n_embd
     betas: tuple[Fraction, Fraction]
     eps: Positive
     weight_decay: NonNegative  # on matrices only, decoupled

@@ -13,7 +13,7 @@ from rwkv.bptt.engine import Settings
 from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.schema import TrainConfig
-from rwkv.config.size import size_of
+from rwkv.config.derived import peak_lr, size_of
 from rwkv.data import corpus as corpora
 from rwkv.data import sources, tokenizer
 from rwkv.data.layout import Documents, Stream
@@ -85,8 +85,8 @@ class Session:
         return step
 
     def learning_rate(self) -> float:
-        o, s = self.cfg.optim, self.cfg.schedule
-        return learning_rate(s.kind, o.lr, s.final, s.warmup_steps, self.step, self.tokens, self.tokens_per_step, self.cfg.trainer.tokens)
+        s = self.cfg.schedule
+        return learning_rate(s.kind, peak_lr(self.cfg), s.final, s.warmup_steps, self.step, self.tokens, self.tokens_per_step, self.cfg.trainer.tokens)
 
     @property
     def tokens_per_step(self) -> float:

@@ -8,11 +8,11 @@ import yaml
 
 from rwkv.config.compose import conf_dir, groups, load
 from rwkv.config.schema import TrainConfig
-from rwkv.config.size import size_of
+from rwkv.config.derived import size_of
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.model.rwkv import RWKV, count_parameters
 
-OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+OPTIONS = [(group, option) for group, g in groups().items() for option in g.options]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda x: x)

@@ -1,4 +1,4 @@
-"""The model's sizes that settings describe."""
+"""What settings leave open, filled in."""
 
 import dataclasses
 
@@ -11,3 +11,8 @@ def size_of(cfg: TrainConfig, tokenizer_vocab: int) -> Size:
     m = cfg.model
     rank = LoraRank(**dataclasses.asdict(m.lora_rank)) if m.lora_rank else LoraRank.default(m.n_embd)
     return Size(m.n_layer, m.n_embd, m.vocab_size or tokenizer_vocab, rank, m.head_size)
+
+
+def peak_lr(cfg: TrainConfig) -> float:
+    """`optim.lr`, or the rule of thumb of the RWKV wiki: 0.45 / n_embd."""
+    return cfg.optim.lr or 0.45 / cfg.model.n_embd
