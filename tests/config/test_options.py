@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from rwkv.checkpoint.run import signature
 from rwkv.config.compose import conf_dir, groups, load
 from rwkv.config.schema import TrainConfig
 from rwkv.config.derived import size_of
@@ -101,3 +102,10 @@ def test_any_ctx_len():
     assert load(["ctx_len=4k"]).ctx_len.tokens == 4096
     assert load(["ctx_len=1000"]).ctx_len.tokens == 1000
     assert load(["ctx_len=96k"]).ctx_len.tokens == 96 * 1024
+
+
+def test_the_shipped_expectation_is_that_of_the_shipped_settings():
+    """Changed defaults need the main job run anew, and its losses and signature put into train.yaml."""
+    cfg = load([])
+    assert cfg.expect.signature == signature(cfg)
+    assert signature(load(["seed=2"])) != signature(cfg) == signature(load(["threads=1", "out=x", "model.kernel=chunked", "logger=wandb"]))
