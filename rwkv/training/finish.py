@@ -68,6 +68,7 @@ def verdict(session: Session, display: Display, train_loss: float, val_loss: flo
             if abs(off) > expect.tolerance:
                 missed.append(name)
         display.say(f"{name + ' loss':16}{got:.3f}{beside}")
+    display.say(f"{'unigram':16}{session.train_corpus.unigram_entropy(session.size.vocab_size):.3f}   (a model that knows only how frequent each token is)")
     if not applies:
         return None
     return "as expected" if not missed else f"{' and '.join(missed)} loss not as expected"

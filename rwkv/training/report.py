@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Sequence
 
 from rwkv.checkpoint.run import RunFolder
@@ -45,7 +46,7 @@ def write_report(folder: RunFolder, cfg: TrainConfig, summary: dict, records: li
         f"<h1>{html.escape(folder.path.name)}</h1><p class=note>{html.escape(env['device'])}</p>",
         table(results, numbers=True),
         "<h2>Loss (nats a token) over tokens</h2>",
-        plot([("training", "#9db7d5", train), ("validation", "#c03", val)], baseline),
+        plot([("training", "#7fa3cc", train), ("validation", "#c03", val)], baseline),
         "<h2>What it writes</h2><pre>" + html.escape(sample) + "</pre>" if sample else "",
         "<h2>Throughput (tokens a second)</h2>" + plot([("tokens/s", "#5a8", speed)]) if speed else "",
         "<h2>Gradient norm</h2>" + plot([("norm", "#a85", norm)]) if norm else "",
@@ -78,16 +79,15 @@ def plot(curves: list[tuple[str, str, Curve]], baseline: tuple[str, float] | Non
     y0, y1 = max(0, y0 - pad), y1 + pad
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return LEFT + x / x1 * (WIDTH - LEFT - 10), 10 + (y1 - y) / (y1 - y0) * (HEIGHT - BOTTOM - 10)
+        return LEFT + x / x1 * (WIDTH - LEFT - 16), 10 + (y1 - y) / (y1 - y0) * (HEIGHT - BOTTOM - 10)
 
     out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img">']
-    for i in range(6):
-        y = y0 + (y1 - y0) * i / 5
-        x = x1 * i / 5
-        px, py = at(x, y)
+    for y in ticks(y0, y1):
+        py = at(0, y)[1]
         out.append(f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{py:.1f}" y2="{py:.1f}" stroke="#eee"/>')
         out.append(f'<text x="{LEFT - 6}" y="{py + 4:.1f}" text-anchor="end">{short(y)}</text>')
-        out.append(f'<text x="{px:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{short(x)}</text>')
+    for x in ticks(0, x1):
+        out.append(f'<text x="{at(x, 0)[0]:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{short(x)}</text>')
     if baseline:
         _, py = at(0, baseline[1])
         out.append(f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{py:.1f}" y2="{py:.1f}" stroke="#888" stroke-dasharray="4 4"/>')
@@ -102,6 +102,13 @@ def plot(curves: list[tuple[str, str, Curve]], baseline: tuple[str, float] | Non
         label = f"{name} {short(points[-1][1])}"
         out.append(f'<text x="{WIDTH - 16}" y="{24 + 17 * n}" text-anchor="end" style="fill:{colour}">{html.escape(label)}</text>')
     return "".join(out) + "</svg>"
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers between low and high: four to nine of them."""
+    step = 10 ** math.floor(math.log10((high - low) / 4))
+    step *= next(m for m in (5, 2, 1) if (high - low) / (step * m) >= 4)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def thin(points: Curve) -> Curve:
