@@ -25,7 +25,7 @@ TRAIN = {
     "zero rows": (["layout.rows=0"], r"layout\.rows=0.*greater than or equal to 1"),
     "negative rate": (["optim.lr=-1"], r"optim\.lr=-1.*greater than 0"),
     "rate not a number": (["optim.lr=nan"], r"optim\.lr=nan"),
-    "number for a flag": (["model.recompute=3"], r"model\.recompute=3.*boolean"),
+    "number for a flag": (["bptt.recompute=3"], r"bptt\.recompute=3.*boolean"),
     "bad choice": (["precision.weights=fp23"], r"precision\.weights='fp23'.*'fp32', 'bf16' or 'fp64'"),
     "bad count": (["trainer.tokens=12q"], r"trainer\.tokens='12q'"),
     "bad ctx_len": (["ctx_len=4kk"], r"ctx_len=4kk: there is no such option"),

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv.bptt.states import Buffers, Sqrt, choose
+from rwkv.bptt import layerwise
+from rwkv.bptt.states import Buffers, Sqrt, States, choose, room_for, size_bytes
 from rwkv.data.layout import Batch, Chunk
 from rwkv.model.state import State
 
@@ -26,12 +27,18 @@ Model = Callable[..., tuple[Tensor | None, State]]
 
 @dataclass(frozen=True)
 class Settings:
-    """ctx_len: tokens a chunk; window: chunks that a gradient goes back through, None for all; states: as `bptt.states`."""
+    """ctx_len: tokens a chunk; window: chunks that a gradient goes back through, None for all; states: as `bptt.states`.
+
+    recompute: activation checkpointing: one block's graph at a time, block by block (`rwkv.bptt.layerwise`). What entered
+    the blocks in pass 1 is kept for as many of the last chunks as there is room; None: no limit but memory.
+    """
 
     ctx_len: int
     window: int | None = None
     states: str = "auto"
     folder: Path | None = None  # of states on disk
+    recompute: bool = False
+    keep_chunks: int | None = None
 
 
 class Bptt:
@@ -59,7 +66,8 @@ class Bptt:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.work = 0
         self.d_state: State | None = None
-        self._store = None
+        self._store: States | Sqrt | None = None
+        self._kept: Buffers | None = None
         self._open(0, state.detach())
 
     @staticmethod
@@ -84,6 +92,7 @@ class Bptt:
         self.at = first  # next chunk of pass 1; `last` once that is through
         self.down = self.last  # next chunk of pass 2
         self.current = state
+        self.kept_from = self.last  # what entered the blocks is kept from this chunk on
         self.grad: list[Tensor] | None = None
         if first >= self.n:
             self.final = state
@@ -93,11 +102,11 @@ class Bptt:
             self._store = self._make_store(count, state)
         self._store.put(0, state)
 
-    def _make_store(self, count: int, like: State) -> Buffers | Sqrt:
+    def _make_store(self, count: int, like: State) -> States | Sqrt:
         kind = choose(count, like) if self.settings.states == "auto" else self.settings.states
         if kind == "sqrt":
             return Sqrt(count, like, lambda i, state: self._next_state(self.first + i, state))
-        return Buffers(count, like, kind, self.settings.folder)
+        return States(count, like, kind, self.settings.folder)
 
     def _chunk(self, i: int) -> Chunk:
         return self.batch.chunk(i, self.settings.ctx_len, self.denominator, self.device)
@@ -108,14 +117,53 @@ class Bptt:
         return self.model(chunk.tokens, state, chunk.reset)[1]
 
     def _forward(self) -> None:
-        self.current = self._next_state(self.at, self.current)
+        if self.settings.recompute:
+            self.current, kept = layerwise.forward(self.model, self._chunk(self.at), self.current)
+            self._keep(self.at, kept)
+        else:
+            self.current = self._next_state(self.at, self.current)
         self.at += 1
         self._store.put(self.at - self.first, self.current)
+
+    def _keep(self, i: int, kept: list[Tensor]) -> None:
+        """Keep what entered the blocks of chunk i of pass 1, if it is among the last for which there is room."""
+        if self._kept is None:
+            full = [torch.empty(1, dtype=x.dtype, device=x.device).expand(len(x), self.settings.ctx_len, x.shape[2]) for x in kept]
+            wanted = min(self.size - 1, self.size if self.settings.keep_chunks is None else self.settings.keep_chunks)
+            kind, self.room = room_for(size_bytes(full), wanted, self.device)
+            self._kept = Buffers(self.room, full, kind) if self.room else Buffers(0, full, "host")
+        slot = self.room - (self.last - i)
+        if slot >= 0:
+            self._kept.put(slot, kept)
+            self.kept_from = min(self.kept_from, i)
+
+    def _kept_inputs(self, i: int, chunk: Chunk, state: State) -> list[Tensor]:
+        """What entered the blocks of chunk i: as kept, or computed again."""
+        if i < self.kept_from or i == self.last:
+            end, kept = layerwise.forward(self.model, chunk, state)
+            if i == self.last:
+                self.current = end
+            return kept
+        return [x[:, : chunk.tokens.shape[1]] for x in self._kept.get(self.room - (self.last - i))]
 
     def _backward(self) -> None:
         i = self.down
         chunk = self._chunk(i)
         state = self._store.get(i - self.first)
+        if self.settings.recompute:
+            loss, self.grad = layerwise.backward(self.model, chunk, state, self._kept_inputs(i, chunk, state), self.grad)
+        else:
+            loss = self._backward_whole(i, chunk, state)
+        self.loss += loss
+        if i > self.first:
+            self.down -= 1
+            return
+        if self.want_state_grad and i == 0:
+            self.d_state = State(*self.grad)
+        self._open(self.last + 1, self.current)
+
+    def _backward_whole(self, i: int, chunk: Chunk, state: State) -> Tensor:
+        """The chunk in one graph. Returns its loss; sets the gradient of its initial state."""
         # the first chunk's own state is a leaf only if somebody asks for its gradient
         start = state.leaf() if i > self.first or (self.want_state_grad and i == 0) else state
         loss, end = self.model(chunk.tokens, start, chunk.reset, chunk.targets, chunk.weight)
@@ -127,15 +175,9 @@ class Bptt:
             # one scalar whose gradient is that of the loss and, through the final state, of all chunks behind
             behind = sum((x * g).sum(dtype=loss.dtype) for x, g in zip(end.tensors(), self.grad, strict=True))
             (loss + behind).backward()
-        self.loss += loss.detach()
         if start is not state:
             self.grad = [torch.zeros_like(x) if x.grad is None else x.grad for x in start.tensors()]
-        if i > self.first:
-            self.down -= 1
-            return
-        if self.want_state_grad and i == 0:
-            self.d_state = State(*self.grad)
-        self._open(self.last + 1, self.current)
+        return loss.detach()
 
     def state_dict(self) -> dict:
         """All that another process needs to go on from here, besides the parameter gradients: plain numbers and tensors."""

@@ -1,13 +1,14 @@
 """Where exact BPTT keeps the states at chunk boundaries between its two passes.
 
-All kinds hold whole `State` values in two preallocated buffers (many small tensors would fragment the heap):
+All kinds hold whole `State` values in preallocated buffers (many small tensors would fragment the heap):
 `device` on the accelerator, `host` in pinned memory with copies that overlap compute, `disk` in memory-mapped files.
 `sqrt` keeps every k-th state, k about sqrt(n), and recomputes the ones between, k at a time.
 """
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,62 +21,57 @@ KINDS = ("device", "host", "disk", "sqrt")
 
 
 class Buffers:
-    """States 0..n-1 of the form of `like`, kept in the place named by `kind`."""
+    """n entries, each the tensors of the form of `like`, kept in the place named by `kind`."""
 
-    def __init__(self, n: int, like: State, kind: str, folder: Path | None = None):
-        self.device = like.wkv.device
-        self.kind = kind
+    def __init__(self, n: int, like: Sequence[Tensor], kind: str, folder: Path | None = None):
+        self.device, self.kind = like[0].device, kind
         self._files = tempfile.TemporaryDirectory(prefix="states-", dir=folder) if kind == "disk" else None
-        self.buffers = [self._allocate(n, x) for x in like.tensors()]
-        self.side = torch.cuda.Stream(self.device) if self._overlaps else None
-        self._ahead: tuple[int, State] | None = None
+        self.buffers = [self._allocate(n, x, str(i)) for i, x in enumerate(like)]
+        overlaps = kind == "host" and self.device.type == "cuda"
+        self.side = torch.cuda.Stream(self.device) if overlaps else None
+        self._ahead: tuple[int, list[Tensor]] | None = None
 
-    @property
-    def _overlaps(self) -> bool:
-        return self.kind == "host" and self.device.type == "cuda"
-
-    def _allocate(self, n: int, x: Tensor) -> Tensor:
+    def _allocate(self, n: int, x: Tensor, name: str) -> Tensor:
         shape = n, *x.shape
         if self.kind == "disk":
-            file = Path(self._files.name) / f"{x.dim()}.bin"
+            file = Path(self._files.name) / name
             return torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=x.dtype).view(shape)
         if self.kind == "host" and self.device.type == "cuda":
             return torch.empty(shape, dtype=x.dtype, pin_memory=True)
         return torch.empty(shape, dtype=x.dtype, device=self.device if self.kind == "device" else "cpu")
 
-    def put(self, i: int, state: State) -> None:
-        """Keep a copy of the state before chunk i."""
+    def put(self, i: int, tensors: Sequence[Tensor]) -> None:
+        """Keep copies as entry i; a tensor smaller than the form fills the front of it."""
         self._ahead = None
-        if self.side is None:
-            for buffer, x in zip(self.buffers, state.tensors(), strict=True):
-                buffer[i].copy_(x.detach())
-            return
-        self.side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.side):
-            for buffer, x in zip(self.buffers, state.tensors(), strict=True):
-                buffer[i].copy_(x.detach(), non_blocking=True)
-                x.record_stream(self.side)
+        if self.side is not None:
+            self.side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.side) if self.side else nullcontext():
+            for buffer, x in zip(self.buffers, tensors, strict=True):
+                buffer[i][tuple(slice(n) for n in x.shape)].copy_(x.detach(), non_blocking=self.side is not None)
+                if self.side is not None:
+                    x.record_stream(self.side)
 
-    def get(self, i: int) -> State:
-        """The state before chunk i, on the model's device; the one before it is fetched meanwhile."""
+    def get(self, i: int) -> list[Tensor]:
+        """Copies of entry i on the device; entry i - 1, asked for next, is fetched meanwhile."""
         if self.side is None:
-            return State(*(buffer[i].to(self.device, copy=True) for buffer in self.buffers))
+            return [buffer[i].to(self.device, copy=True) for buffer in self.buffers]
         if self._ahead is None or self._ahead[0] != i:
             self._fetch(i)
-        torch.cuda.current_stream(self.device).wait_stream(self.side)
-        state = self._ahead[1]
-        for x in state.tensors():
-            x.record_stream(torch.cuda.current_stream(self.device))
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.side)
+        tensors = self._ahead[1]
+        for x in tensors:
+            x.record_stream(current)
         if i > 0:
             self._fetch(i - 1)
-        return state
+        return tensors
 
     def _fetch(self, i: int) -> None:
         with torch.cuda.stream(self.side):
-            self._ahead = i, State(*(buffer[i].to(self.device, non_blocking=True) for buffer in self.buffers))
+            self._ahead = i, [buffer[i].to(self.device, non_blocking=True) for buffer in self.buffers]
 
     def saved(self, upto: int) -> list[Tensor]:
-        """Copies of states 0..upto-1 for a checkpoint, on the host."""
+        """Copies of entries 0..upto-1 for a checkpoint, on the host."""
         if self.side is not None:
             self.side.synchronize()
         return [buffer[:upto].to("cpu", copy=True) for buffer in self.buffers]
@@ -85,13 +81,26 @@ class Buffers:
             buffer[: len(x)].copy_(x)
 
 
+class States(Buffers):
+    """States 0..n-1 of the form of `like`."""
+
+    def __init__(self, n: int, like: State, kind: str, folder: Path | None = None):
+        super().__init__(n, like.tensors(), kind, folder)
+
+    def put(self, i: int, state: State) -> None:
+        super().put(i, state.tensors())
+
+    def get(self, i: int) -> State:
+        return State(*super().get(i))
+
+
 class Sqrt:
     """Every k-th of n states, and those of one stretch of k recomputed by `advance(i, state before i) -> state after`."""
 
     def __init__(self, n: int, like: State, advance: Callable[[int, State], State]):
         self.n, self.k, self.advance = n, max(1, math.isqrt(n - 1) + 1), advance
-        self.coarse = Buffers(-(-n // self.k), like, "device")
-        self.fine = Buffers(self.k, like, "device")
+        self.coarse = States(-(-n // self.k), like, "device")
+        self.fine = States(self.k, like, "device")
         self._stretch = -1
 
     def put(self, i: int, state: State) -> None:
@@ -131,4 +140,16 @@ def choose(n: int, like: State) -> str:
 
 
 def state_bytes(state: State) -> int:
-    return sum(x.numel() * x.element_size() for x in state.tensors())
+    return size_bytes(state.tensors())
+
+
+def size_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def room_for(each: int, wanted: int, device: torch.device) -> tuple[str, int]:
+    """(kind, how many entries of `each` bytes) to keep block inputs in, at most `wanted`: all on the device if they take
+    little of it, else as many as a quarter of the free host memory holds."""
+    if device.type == "cuda" and wanted * each <= torch.cuda.mem_get_info(device)[0] / 8:
+        return "device", wanted
+    return "host", min(wanted, int(free_host_bytes() / 4 / each))

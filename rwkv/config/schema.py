@@ -64,7 +64,6 @@ class Model:
     vocab_size: Count | None  # null: the tokenizer's
     lora_rank: LoraRanks | None  # null: the official trainer's rule
     kernel: Text  # backend of the recurrence: auto, or a name that `python -m rwkv.train` lists when it is wrong
-    recompute: Bool  # activation checkpointing per block, state gradients included
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -100,6 +99,7 @@ class Bptt:
     mode: Literal["exact", "truncated", "off"]
     depth: Count  # truncated: chunks that a gradient goes back through
     states: Literal["auto", "device", "host", "disk", "sqrt"]  # exact: where the states at chunk boundaries are kept
+    recompute: Bool  # activation checkpointing: one block's graph at a time
 
 
 @dataclass(config=_STRICT, frozen=True)

@@ -32,10 +32,11 @@ class LossModel(nn.Module):
             sum(weight * cross_entropy), an fp32 scalar (None without targets); and the state after the last token.
         """
         hidden, state = self.rwkv(tokens, state, reset)
-        if targets is None:
-            return None, state
-        loss = linear_cross_entropy(hidden.flatten(0, 1), self.rwkv.head.weight, targets.flatten(), weight.flatten(), self.l2wrap)
-        return loss, state
+        return (None if targets is None else self.loss(hidden, targets, weight)), state
+
+    def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+        """sum(weight * cross_entropy) of hidden [B, T, n_embd], normalised for the head."""
+        return linear_cross_entropy(hidden.flatten(0, 1), self.rwkv.head.weight, targets.flatten(), weight.flatten(), self.l2wrap)
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight: Tensor, l2wrap: float = 0.0) -> Tensor:

@@ -6,7 +6,6 @@ Token by token, in chunks with carried state, or in one piece: the results are t
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rwkv.model import v7
 from rwkv.model.size import Size
@@ -38,41 +37,48 @@ class Block(nn.Module):
 class RWKV(nn.Module):
     """A model of one generation. Parameters are uninitialised until `init_weights` or a loaded file fills them.
 
-    `kernel` names the backend of the recurrence; `recompute` frees each block's activations in the forward and
-    computes them again in the backward (activation checkpointing), state gradients included.
+    `kernel` names the backend of the recurrence.
     """
 
-    def __init__(self, size: Size, version: str = "v7", kernel: str = "auto", recompute: bool = False):
+    def __init__(self, size: Size, version: str = "v7", kernel: str = "auto"):
         super().__init__()
-        self.size, self.version, self.kernel, self.recompute = size, version, kernel, recompute
+        self.size, self.version, self.kernel = size, version, kernel
         generation = GENERATIONS[version]
         self.emb = nn.Embedding(size.vocab_size, size.n_embd)
         self.blocks = nn.ModuleList(Block(generation, size, layer) for layer in range(size.n_layer))
         self.ln_out = nn.LayerNorm(size.n_embd)
         self.head = nn.Linear(size.n_embd, size.vocab_size, bias=False)
 
-    def forward(self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[B, T] -> [B, T, n_embd], what enters the first block."""
+        return self.blocks[0].ln0(self.emb(tokens))
+
+    def forward(
+        self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None, kept: list[Tensor] | None = None
+    ) -> tuple[Tensor, State]:
         """
         Args:
             tokens: [B, T] int, T >= 1.
             state: of B rows, as an earlier call returned it; None starts every row anew.
             reset: [B, T] bool: true at a document's first token; nothing passes from before it.
+            kept: a list that is given what entered each block and left the last, and the first block's value,
+                n_layer + 2 tensors [B, T, n_embd]: all that `rwkv.bptt.layerwise` needs for the backward.
 
         Returns:
             hidden [B, T, n_embd], normalised for `head`; and the state after the last token.
         """
         if state is None:
             state = State.zeros(self.size, len(tokens), self.emb.weight.dtype, tokens.device)
-        x = self.blocks[0].ln0(self.emb(tokens))
+        x = self.embed(tokens)
         v_first, shifts, wkvs = None, [], []
         for block, shift, wkv in zip(self.blocks, state.shift.unbind(1), state.wkv.unbind(1), strict=True):
-            args = x, shift, wkv, v_first, reset, self.kernel
-            if self.recompute and torch.is_grad_enabled():
-                x, shift, wkv, v_first = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x, shift, wkv, v_first = block(*args)
+            if kept is not None:
+                kept.append(x)
+            x, shift, wkv, v_first = block(x, shift, wkv, v_first, reset, self.kernel)
             shifts.append(shift)
             wkvs.append(wkv)
+        if kept is not None:
+            kept += [x, v_first]
         return self.ln_out(x), State(torch.stack(shifts, 1), torch.stack(wkvs, 1))
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -55,14 +55,14 @@ def training_need(size: Size, rows: int, ctx_len: int, weights: str, recompute: 
 def check_fit(cfg: TrainConfig, size: Size, device: torch.device, ctx_len: int | None = None) -> None:
     """Raises ConfigError before anything is allocated if training cannot fit the device, with the numbers and what to change."""
 
-    def need(rows: int = cfg.layout.rows, ctx: int = ctx_len or cfg.ctx_len.tokens, recompute: bool = cfg.model.recompute) -> Need:
+    def need(rows: int = cfg.layout.rows, ctx: int = ctx_len or cfg.ctx_len.tokens, recompute: bool = cfg.bptt.recompute) -> Need:
         return training_need(size, rows, ctx, cfg.precision.weights, recompute)
 
     free, wanted = free_bytes(device), need()
     if wanted.total <= free:
         return
-    smaller = {"layout.rows=1": need(rows=1), "ctx_len=128": need(ctx=128), "model.recompute=true": need(recompute=True)}
-    smaller["layout.rows=1 ctx_len=128 model.recompute=true"] = need(1, 128, True)
+    smaller = {"layout.rows=1": need(rows=1), "ctx_len=128": need(ctx=128), "bptt.recompute=true": need(recompute=True)}
+    smaller["layout.rows=1 ctx_len=128 bptt.recompute=true"] = need(1, 128, True)
     fits = next((f"it fits with {change} ({human(n.total)})" for change, n in smaller.items() if n.total <= free), None)
     advice = fits or "take a smaller model=, precision=bf16, or a machine with more memory"
     raise ConfigError(f"this run does not fit: it needs about {wanted}, and {human(free)} are free on {device}; {advice}")

@@ -66,7 +66,7 @@ class Session:
 
     def _make_model(self) -> LossModel:
         with torch.device("meta"):
-            rwkv = RWKV(self.size, self.cfg.arch.version, self.cfg.model.kernel, self.cfg.model.recompute)
+            rwkv = RWKV(self.size, self.cfg.arch.version, self.cfg.model.kernel)
         rwkv = rwkv.to_empty(device="cpu").init_weights(self.cfg.seed)
         return LossModel(rwkv.to(self.ranks.device, self.dtype), self.cfg.optim.l2wrap)
 
@@ -191,7 +191,7 @@ class Session:
 def settings_of(cfg: TrainConfig, folder: Path | None) -> Settings:
     """How the gradient is taken; `folder` is where states on disk go, None for the system's temporary folder."""
     window = {"exact": None, "truncated": cfg.bptt.depth, "off": 1}[cfg.bptt.mode]
-    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder)
+    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, cfg.bptt.recompute)
 
 
 def read_data(cfg: TrainConfig, tok: tokenizer.Tokenizer, vocab_size: int):

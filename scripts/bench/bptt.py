@@ -45,9 +45,9 @@ def count(text: str) -> int:
     return int(float(text[:-1]) * scale) if scale else int(text)
 
 
-def make(size: Size, dtype: torch.dtype, recompute: bool = False) -> tuple[LossModel, Optimizer]:
+def make(size: Size, dtype: torch.dtype) -> tuple[LossModel, Optimizer]:
     with torch.device("meta"):
-        rwkv = RWKV(size, recompute=recompute)
+        rwkv = RWKV(size)
     rwkv = rwkv.to_empty(device="cpu").init_weights(0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -104,9 +104,10 @@ def ratios(lines: list[str], size: Size, dtype: torch.dtype, ctx: int, chunks: i
     lines += ["", f"**Time of exact over truncated(1), {chunks} chunks of {ctx}** (medians of {repeats}, interleaved)", ""]
     lines += ["| | truncated(1) | exact, states on device | exact, states on host | exact, sqrt | exact / truncated | host / device |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    kinds = {"truncated": Settings(ctx, 1), **{k: Settings(ctx, None, k) for k in ("device", "host", "sqrt")}}
+    model, optimizer = make(size, dtype)
     for recompute in (False, True):
-        model, optimizer = make(size, dtype, recompute)
+        kinds = {"truncated": Settings(ctx, 1, recompute=recompute)}
+        kinds |= {k: Settings(ctx, None, k, recompute=recompute) for k in ("device", "host", "sqrt")}
         batch = document(ctx * chunks, size.vocab_size)
         times: dict[str, list[float]] = {k: [] for k in kinds}
         for i in range(repeats + 1):
@@ -118,7 +119,6 @@ def ratios(lines: list[str], size: Size, dtype: torch.dtype, ctx: int, chunks: i
         label = "activation checkpointing in both" if recompute else "no activation checkpointing"
         cells = [f"{m[k]:.3f} s" for k in kinds] + [f"{m['device'] / m['truncated']:.2f}", f"{m['host'] / m['device']:.3f}"]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-        del model, optimizer
 
 
 def lengths(lines: list[str], size: Size, dtype: torch.dtype, ctx: int, tokens: list[int], kinds: list[str]) -> None:

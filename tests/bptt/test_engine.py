@@ -14,9 +14,9 @@ from rwkv.model.state import State
 SIZE = Size(2, 32, 50, LoraRank(8, 8, 8, 8), head_size=16)
 
 
-def make_model(dtype=torch.float64, recompute=False, seed=0):
+def make_model(dtype=torch.float64, seed=0):
     """Random everywhere: at the official initialisation many gradients are zero."""
-    model = RWKV(SIZE, recompute=recompute).init_weights(seed)
+    model = RWKV(SIZE).init_weights(seed)
     gen = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         p.data += 0.1 * torch.randn(p.shape, generator=gen)
@@ -80,12 +80,27 @@ def test_lower_precisions(dtype, bound):
     assert worst(grads(model), want) < bound
 
 
-def test_activation_checkpointing_keeps_the_state_gradient():
-    plain, batch = make_model(), make_batch()
+@pytest.mark.parametrize("keep_chunks", [None, 0, 2])
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_activation_checkpointing_in_windows(keep_chunks, window):
+    """Block by block, whether what entered the blocks was kept in pass 1 or is computed again."""
+    plain, batch = make_model(torch.float32), make_batch()
     state = make_state(plain)
-    _, want, _, d_state = whole(plain, batch, state)
-    model = make_model(recompute=True)
-    got = gradient(model, batch, state, Settings(16), batch.predicted, want_state_grad=True)
+    want = gradient(plain, batch, state, Settings(16, window), batch.predicted, want_state_grad=True)
+    model = make_model(torch.float32)
+    settings = Settings(16, window, recompute=True, keep_chunks=keep_chunks)
+    got = gradient(model, batch, state, settings, batch.predicted, want_state_grad=True)
+    assert got.loss == want.loss and torch.equal(got.final.wkv, want.final.wkv)
+    assert worst(grads(model), grads(plain)) < 1e-6  # sums of two gradients come in another order
+    torch.testing.assert_close(got.d_state.wkv, want.d_state.wkv, rtol=1e-4, atol=1e-6)
+
+
+def test_activation_checkpointing_equals_one_backward():
+    model, batch = make_model(), make_batch()
+    state = make_state(model)
+    _, want, _, d_state = whole(model, batch, state)
+    model.zero_grad()
+    got = gradient(model, batch, state, Settings(16, recompute=True), batch.predicted, want_state_grad=True)
     assert worst(grads(model), want) < 1e-12
     torch.testing.assert_close(got.d_state.wkv, d_state[1], rtol=1e-10, atol=1e-12)
 
@@ -105,9 +120,10 @@ def test_truncated_differs_and_its_loss_does_not():
 
 @pytest.mark.parametrize("states", ["device", "sqrt"])
 @pytest.mark.parametrize("window", [None, 3])
-def test_taken_up_by_another_process_at_any_chunk(states, window):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_taken_up_by_another_process_at_any_chunk(states, window, recompute):
     """Bit-equal to the uninterrupted pass, wherever it stops."""
-    settings = Settings(16, window, states)
+    settings = Settings(16, window, states, recompute=recompute)
     model, batch = make_model(torch.float32), make_batch()
     state = make_state(model)
     whole_pass = gradient(model, batch, state, settings, batch.predicted)
