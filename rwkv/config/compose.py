@@ -76,6 +76,8 @@ def normalise(overrides: list[str]) -> list[str]:
     for text in overrides:
         override = _parse(text)
         key = override.key_or_group
+        if override.is_delete():
+            raise ConfigError(f"{text}: a setting cannot be deleted; set it to another value, as in {key}=...")
         if key in seen and not override.is_sweep_override():
             raise ConfigError(f"{key} is set twice: {seen[key]} and {text}; keep one")
         seen[key] = text

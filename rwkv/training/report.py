@@ -10,14 +10,14 @@ from rwkv.config.compose import flatten
 from rwkv.config.schema import TrainConfig
 from rwkv.training.display import duration
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 760, 320, 52, 34
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 320, 52, 30, 34
 POINTS = 600  # of a curve; longer ones are averaged in groups
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:860px;margin:2em auto;padding:0 1em;color:#222;background:#fff}
 h1{font-size:1.5em;margin-bottom:0}h2{font-size:1.1em;margin-top:2em}table{border-collapse:collapse}
 td,th{padding:.15em 1em .15em 0;text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:#f5f5f2;padding:1em;overflow-x:auto;white-space:pre-wrap}.note{color:#666}
-svg text{font:12px system-ui,sans-serif;fill:#555}details summary{cursor:pointer}
+details summary{cursor:pointer}
 """
 
 
@@ -67,7 +67,7 @@ Curve = Sequence[tuple[float, float]]
 
 
 def plot(curves: list[tuple[str, str, Curve]], baseline: tuple[str, float] | None = None) -> str:
-    """An SVG of (name, colour, [(x, y)]) curves, with a dashed level to compare with."""
+    """An SVG, good in a page or as a file, of (name, colour, [(x, y)]) curves, with a dashed level to compare with."""
     curves = [(name, colour, thin(points)) for name, colour, points in curves if points]
     xs = [x for _, _, points in curves for x, _ in points]
     ys = [y for _, _, points in curves for _, y in points] + ([baseline[1]] if baseline else [])
@@ -79,9 +79,10 @@ def plot(curves: list[tuple[str, str, Curve]], baseline: tuple[str, float] | Non
     y0, y1 = max(0, y0 - pad), y1 + pad
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return LEFT + x / x1 * (WIDTH - LEFT - 16), 10 + (y1 - y) / (y1 - y0) * (HEIGHT - BOTTOM - 10)
+        return LEFT + x / x1 * (WIDTH - LEFT - 16), TOP + (y1 - y) / (y1 - y0) * (HEIGHT - BOTTOM - TOP)
 
-    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img">']
+    font = 'font-family="system-ui,sans-serif" font-size="12" fill="#555" style="background:#fff"'
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img" {font}>']
     for y in ticks(y0, y1):
         py = at(0, y)[1]
         out.append(f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{py:.1f}" y2="{py:.1f}" stroke="#eee"/>')
@@ -92,16 +93,16 @@ def plot(curves: list[tuple[str, str, Curve]], baseline: tuple[str, float] | Non
         _, py = at(0, baseline[1])
         out.append(f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{py:.1f}" y2="{py:.1f}" stroke="#888" stroke-dasharray="4 4"/>')
         out.append(f'<text x="{LEFT + 8}" y="{py - 6:.1f}">{html.escape(baseline[0])} {baseline[1]:.2f}</text>')
-    for n, (name, colour, points) in enumerate(curves):
+    legend = []
+    for name, colour, points in curves:
         places = [at(x, y) for x, y in points]
         if len(places) == 1:
             out.append(f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="4" fill="{colour}"/>')
         else:
             line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        label = f"{name} {short(points[-1][1])}"
-        out.append(f'<text x="{WIDTH - 16}" y="{24 + 17 * n}" text-anchor="end" style="fill:{colour}">{html.escape(label)}</text>')
-    return "".join(out) + "</svg>"
+        legend.append(f'<tspan fill="{colour}" dx="12">{html.escape(name)} {short(points[-1][1])}</tspan>')
+    return "".join(out) + f'<text x="{WIDTH - 16}" y="18" text-anchor="end">{"".join(legend)}</text></svg>'
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -87,7 +87,7 @@ def main() -> None:
     out = ROOT / "scripts/bench/results"
     (out / "recall.json").write_text(json.dumps(results, indent=1))
     curves = [(name, colour, list(results[name].items())) for name, colour in (("exact", "#c03"), ("truncated(1)", "#58b"))]
-    (out / "recall.svg").write_text(plot(curves, ("chance", 1 / SYMBOLS)).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+    (out / "recall.svg").write_text(plot(curves, ("chance", 1 / SYMBOLS)))
 
 
 if __name__ == "__main__":
