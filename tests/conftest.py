@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,6 +15,13 @@ _TINY = {
     "threads": 1, "model.n_layer": 2, "model.n_embd": 64, "layout.rows": 2, "ctx_len": 32,
     "trainer.tokens": 1280, "trainer.val_tokens": 256, "sample.tokens": 8, "optim.lr": 3e-3,
 }  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
 def tiny(*changes: str) -> list[str]:
