@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from rwkv.kernels import registry
+from rwkv.kernels.common import single_token, state_dtype
 from rwkv.kernels.wkv7 import cpu
 from rwkv.kernels.wkv7.chunked import wkv7_chunked
-from rwkv.kernels.wkv7.reference import state_dtype, wkv7_reference
+from rwkv.kernels.wkv7.reference import wkv7_reference
 
 
 def wkv7(
@@ -42,14 +43,6 @@ def wkv7(
     return registry.pick("wkv7", backend, r)(r, w, k, v, a, b, state, reset)
 
 
-def _always(_: Tensor) -> str | None:
-    return None
-
-
-def _single_token(r: Tensor) -> str | None:
-    return None if r.shape[1] == 1 else "a Python loop over tokens: chosen for single tokens, or when asked for"
-
-
-registry.register("wkv7", "reference", wkv7_reference, auto=_single_token)
+registry.register("wkv7", "reference", wkv7_reference, auto=single_token)
 registry.register("wkv7", "cpu", cpu.wkv7_cpu, can=cpu.why_not)
-registry.register("wkv7", "chunked", wkv7_chunked, auto=_always)
+registry.register("wkv7", "chunked", wkv7_chunked)

@@ -16,10 +16,10 @@ Legend: n chunks, G = B*H, C tokens a chunk, N head size.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv.kernels.wkv7.reference import LOG_DECAY_SCALE, state_dtype
+from rwkv.kernels.common import Layout, Segments, state_dtype
+from rwkv.kernels.wkv7.reference import LOG_DECAY_SCALE
 
 
 def wkv7_chunked(
@@ -33,7 +33,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, r, w, k, v, a, b, state, reset, chunk):
         B, T, H, N = r.shape
-        layout = _Layout(B, T, H, N, chunk, state_dtype(r))
+        layout = Layout(B, T, H, N, chunk, state_dtype(r))
         seg = layout.segments(reset)
         x = _Scaled(layout, r, w, k, v, a, b)
         V = layout.split(v)
@@ -61,7 +61,7 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx, dy, dstate):
         r, w, k, v, a, b, reset, M, Ti, U, S = ctx.saved_tensors
         B, T, H, N = r.shape
-        layout = _Layout(B, T, H, N, ctx.chunk, state_dtype(r))
+        layout = Layout(B, T, H, N, ctx.chunk, state_dtype(r))
         seg = layout.segments(reset)
         x = _Scaled(layout, r, w, k, v, a, b)
         V, dY, S0 = layout.split(v), layout.split(dy), S[:-1]
@@ -83,10 +83,10 @@ class _Chunked(torch.autograd.Function):
         # the rest, all chunks at once; XY stacks dX over dY as AR stacks At over Rt
         UV, XY = torch.cat([U, V], -2), torch.cat([dX, dY], -2)
         AR, BK = torch.cat([x.At, x.Rt], -2), torch.cat([x.Bt, x.Kt], -2)
-        dM = (XY @ UV.mT).mul_(layout.mask)
+        dM = (XY @ UV.mT).mul_(mask(layout))
         UVG, XYS = UV @ Gt, XY @ S0
         if seg is not None:
-            dM.mul_(seg.same)
+            dM.mul_(seg.same.repeat(1, 1, 2, 2))
             UVG.mul_(torch.cat([seg.last, seg.last], -2))
             XYS.mul_(torch.cat([seg.first, seg.first], -2))
         dAR = XYS.add_(dM @ BK)
@@ -107,54 +107,10 @@ class _Chunked(torch.autograd.Function):
         return *out, G[0].reshape(B, H, N, N).clone(), None, None
 
 
-class _Layout:
-    """[B, T, H, N] <-> [n, G, C, N], the last chunk filled up with tokens that leave the state alone."""
-
-    def __init__(self, B, T, H, N, C, acc):
-        self.B, self.T, self.H, self.N, self.C, self.acc = B, T, H, N, C, acc
-        self.n = -(-T // C)
-        self.pad = self.n * C - T
-
-    def split(self, x: Tensor) -> Tensor:
-        x = F.pad(x.to(self.acc), (0, 0, 0, 0, 0, self.pad)) if self.pad else x.to(self.acc)
-        self.device = x.device
-        x = x.reshape(self.B, self.n, self.C, self.H, self.N).permute(1, 0, 3, 2, 4)
-        return x.reshape(self.n, self.B * self.H, self.C, self.N)
-
-    def join(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        x = x.view(self.n, self.B, self.H, self.C, self.N).permute(1, 0, 3, 2, 4)
-        return x.reshape(self.B, self.n * self.C, self.H, self.N)[:, : self.T].to(dtype)
-
-    def segments(self, reset: Tensor | None) -> "_Segments | None":
-        return None if reset is None else _Segments(self, reset)
-
-    @property
-    def mask(self) -> Tensor:
-        """[2C, 2C]: rows A see earlier tokens only, rows R also their own."""
-        ones = torch.ones(self.C, self.C, dtype=self.acc, device=self.device)
-        strict, inclusive = ones.tril(-1), ones.tril(0)
-        return torch.cat([torch.cat([strict, strict], 1), torch.cat([inclusive, inclusive], 1)], 0)
-
-
-class _Segments:
-    """Masks of the segments that resets cut a chunk into, as 0/1 in the accumulation dtype."""
-
-    def __init__(self, layout: _Layout, reset: Tensor):
-        B, n, C, H = layout.B, layout.n, layout.C, layout.H
-        idx = F.pad(reset, (0, layout.pad)).reshape(B, n, C).cumsum(-1).transpose(0, 1)  # [n, B, C]
-        idx = idx.repeat_interleave(H, dim=1)  # [n, G, C]
-        end = idx[..., -1:]
-        self.first = (idx == 0).unsqueeze(-1).to(layout.acc)
-        self.last = (idx == end).unsqueeze(-1).to(layout.acc)
-        self.whole = (end == 0).unsqueeze(-1).to(layout.acc)
-        same = (idx.unsqueeze(-1) == idx.unsqueeze(-2)).to(layout.acc)
-        self.same = same.repeat(1, 1, 2, 2)
-
-
 class _Scaled:
     """The inputs with the decay folded in, and the decay's own factors."""
 
-    def __init__(self, layout: _Layout, r, w, k, v, a, b):
+    def __init__(self, layout: Layout, r, w, k, v, a, b):
         self.layout = layout
         # filling tokens get log w = 0: their decay is 1
         self.lw = LOG_DECAY_SCALE * torch.sigmoid(layout.split(w))
@@ -166,10 +122,17 @@ class _Scaled:
         self.At, self.Rt = layout.split(a) * self.gp, layout.split(r) * self.g
         self.Bt, self.Kt = layout.split(b) * self.gi, layout.split(k) * self.gi
 
-    def scores(self, seg: _Segments | None) -> Tensor:
+    def scores(self, seg: Segments | None) -> Tensor:
         M = torch.cat([self.At, self.Rt], -2) @ torch.cat([self.Bt, self.Kt], -2).mT
-        M.mul_(self.layout.mask)
-        return M if seg is None else M.mul_(seg.same)
+        M.mul_(mask(self.layout))
+        return M if seg is None else M.mul_(seg.same.repeat(1, 1, 2, 2))
+
+
+def mask(layout: Layout) -> Tensor:
+    """[2C, 2C]: rows A see earlier tokens only, rows R also their own."""
+    ones = torch.ones(layout.C, layout.C, dtype=layout.acc, device=layout.device)
+    strict, inclusive = ones.tril(-1), ones.tril(0)
+    return torch.cat([torch.cat([strict, strict], 1), torch.cat([inclusive, inclusive], 1)], 0)
 
 
 def _quarters(M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

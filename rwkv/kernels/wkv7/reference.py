@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rwkv.kernels.common import state_dtype
+
 LOG_DECAY_SCALE = -math.exp(-0.5)  # log w = LOG_DECAY_SCALE * sigmoid(w_raw), so w is in (0.5452, 1)
 
 
@@ -18,11 +20,6 @@ def log_decay(w_raw: Tensor) -> Tensor:
     Written as -exp(logsigmoid(w) - 0.5), whose derivative keeps its digits where sigmoid(w) rounds to 1.
     """
     return -torch.exp(F.logsigmoid(w_raw.to(state_dtype(w_raw))) - 0.5)
-
-
-def state_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of state and accumulation: fp64 for fp64 inputs, else fp32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def wkv7_reference(
