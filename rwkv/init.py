@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     vocab = VOCAB_SIZES.get(cfg.tokenizer.kind) or tokenizer.build(cfg.tokenizer.kind, cfg.tokenizer.path).vocab_size
     size = size_of(cfg, vocab)
     with torch.device("meta"):
-        model = RWKV(size, cfg.arch.version)
+        model = RWKV(size)
     model = model.to_empty(device="cpu").init_weights(cfg.seed)
     official.save(dict(model.named_parameters()), out)
     print(f"{out}: RWKV-{cfg.arch.version[1:]} {size.n_layer} x {size.n_embd}, vocabulary {size.vocab_size}, {count_parameters(model):,} parameters, bf16")

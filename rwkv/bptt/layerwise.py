@@ -35,25 +35,26 @@ def backward(
         The loss, detached, and the gradients of the initial state's tensors.
     """
     rwkv = model.rwkv
-    *inputs, v_first = (x.detach() for x in kept)
-    last = inputs[-1].requires_grad_()
+    inputs, last = [x.detach() for x in kept[: len(rwkv.blocks)]], kept[len(rwkv.blocks)].detach().requires_grad_()
+    v_first = kept[-1].detach() if len(kept) > len(rwkv.blocks) + 1 else None  # which v7 alone has
     loss = model.loss(rwkv.ln_out(last), chunk.targets, chunk.weight)
     loss.backward()
-    d_x, d_v_first = last.grad, torch.zeros_like(v_first)
+    d_x, d_v_first = last.grad, None if v_first is None else torch.zeros_like(v_first)
     d_shift, d_wkv = [None] * len(rwkv.blocks), [None] * len(rwkv.blocks)
     for i in reversed(range(len(rwkv.blocks))):
-        x, shift, wkv, v = (t.detach().requires_grad_() for t in (inputs[i], state.shift[:, i], state.wkv[:, i], v_first))
-        x_out, shift_out, wkv_out, v_out = rwkv.blocks[i](x, shift, wkv, v if i else None, chunk.reset, rwkv.kernel)
+        x, shift, wkv = (t.detach().requires_grad_() for t in (inputs[i], state.shift[:, i], state.wkv[:, i]))
+        v = v_first.detach().requires_grad_() if i and v_first is not None else None
+        x_out, shift_out, wkv_out, v_out = rwkv.blocks[i](x, shift, wkv, v, chunk.reset, rwkv.kernel)
         outputs, grads = [x_out], [d_x]
         if d_end is not None:
             outputs += [shift_out, wkv_out]
             grads += [d_end[0][:, i], d_end[1][:, i]]
-        if i == 0:
+        if i == 0 and v_first is not None:
             outputs.append(v_out)
             grads.append(d_v_first)
         torch.autograd.backward(outputs, grads)
         d_x, d_shift[i], d_wkv[i] = x.grad, shift.grad, wkv.grad
-        if i:
+        if v is not None:
             d_v_first += v.grad
     rwkv.embed(chunk.tokens).backward(d_x)
     return loss.detach(), [torch.stack(d_shift, 1), torch.stack(d_wkv, 1)]

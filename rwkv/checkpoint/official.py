@@ -13,7 +13,7 @@ from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.errors import CheckpointError
 from rwkv.model.rwkv import RWKV
-from rwkv.model.size import LoraRank, Size
+from rwkv.model.size import FinchRank, LoraRank, Size
 
 PREFIXES = ("_forward_module.", "model.")
 
@@ -38,7 +38,7 @@ def load(path: Path) -> dict[str, Tensor]:
     """The weights of a `.pth`, of a checkpoint folder, or of a run folder's newest sound checkpoint.
 
     Raises:
-        CheckpointError: missing, damaged, holding more than plain tensors, or no RWKV-7.
+        CheckpointError: missing, damaged, holding more than plain tensors, or no RWKV.
     """
     if path.is_dir():
         return _from_folder(path)
@@ -54,8 +54,8 @@ def load(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not an official .pth, which is one dict of tensors")
     for prefix in PREFIXES:
         weights = {name.removeprefix(prefix): w for name, w in weights.items()}
-    if "emb.weight" not in weights or "blocks.0.att.r_k" not in weights:
-        raise CheckpointError(f"{path}: not an RWKV-7 model: it has no emb.weight or no blocks.0.att.r_k")
+    if "emb.weight" not in weights or "blocks.0.att.receptance.weight" not in weights:
+        raise CheckpointError(f"{path}: not an RWKV model: it has no emb.weight or no blocks.0.att.receptance.weight")
     return weights
 
 
@@ -75,17 +75,40 @@ def _from_folder(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{checkpoint / 'model.safetensors'}: unreadable: {error}") from error
 
 
+def version_of(weights: dict[str, Tensor]) -> str:
+    """The generation, from the parameters that only it has."""
+    first = {name.removeprefix("blocks.0.att.") for name in weights if name.startswith("blocks.0.att.")}
+    if "r_k" in first:
+        return "v7"
+    if "time_maa_x" in first:
+        return "v6"
+    if "ln_x.weight" not in first:
+        return "v4"
+    if "gate.weight" not in first:
+        return "v5.0"
+    decay = weights["blocks.0.att.time_decay"]
+    return "v5" if decay.dim() > 1 and decay.shape[1] > 1 else "v5.1"
+
+
 def size_of(weights: dict[str, Tensor]) -> Size:
-    """The sizes that a file's tensors have. Raises CheckpointError if one is missing."""
+    """The generation and sizes that a file's tensors have. Raises CheckpointError if one is missing."""
+    version = version_of(weights)
     try:
         V, C = weights["emb.weight"].shape
-        _, N = weights["blocks.0.att.r_k"].shape
         layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-        at = f"blocks.{layers - 1}.att."  # released files have no v1 in layer 0
-        ranks = {c: weights[f"{at}{c}1"].shape[1] if f"{at}{c}1" in weights else 32 for c in "wavg"}
-    except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"not an RWKV-7 model: {error} is missing or of another form") from error
-    return Size(layers, C, V, LoraRank(**ranks), N)
+        at = f"blocks.{layers - 1}.att."  # released v7 files have no v1 in layer 0
+        head_size, rank = 64, None
+        if version == "v7":
+            head_size = weights[f"{at}r_k"].shape[1]
+            rank = LoraRank(*(weights[f"{at}{c}1"].shape[1] if f"{at}{c}1" in weights else 32 for c in "wavg"))
+        elif version == "v6":
+            head_size = weights[f"{at}time_faaaa"].shape[1]
+            rank = FinchRank(weights[f"{at}time_maa_w1"].shape[1] // 5, weights[f"{at}time_decay_w1"].shape[1])
+        elif version != "v4":
+            head_size = C // len(weights[f"{at}time_decay"])
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise CheckpointError(f"not a whole RWKV-{version[1:]} model: {error} is missing or of another form") from error
+    return Size(layers, C, V, rank, head_size, version)
 
 
 def build(weights: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> RWKV:
@@ -95,7 +118,7 @@ def build(weights: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> RWK
         model = RWKV(size)
     model = model.to(dtype).to_empty(device="cpu")
     expected = dict(model.named_parameters())
-    unused = {f"blocks.0.att.v{i}" for i in range(3)}  # layer 0 has no use for them, and released files no such keys
+    unused = {f"blocks.0.att.v{i}" for i in range(3)}  # layer 0 of v7 has no use for them, and released files no such keys
     missing = expected.keys() - weights.keys() - unused
     unknown = weights.keys() - expected.keys()
     misshapen = [n for n in expected.keys() & weights.keys() if weights[n].numel() != expected[n].numel()]

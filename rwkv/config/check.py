@@ -17,7 +17,7 @@ def check(cfg: TrainConfig, reads_data: bool = True) -> None:
 
 def _rules(cfg: TrainConfig):
     m, world = cfg.model, (cfg.strategy.devices if isinstance(cfg.strategy.devices, int) else 1) * cfg.strategy.nodes
-    yield m.n_embd % m.head_size != 0, f"model.n_embd={m.n_embd} is not a multiple of model.head_size={m.head_size}"
+    yield cfg.arch.version != "v4" and m.n_embd % m.head_size != 0, f"model.n_embd={m.n_embd} is not a multiple of model.head_size={m.head_size}"
     yield (
         cfg.strategy.kind not in BUILT_STRATEGIES,
         f"strategy={cfg.strategy.kind} is not built yet; today: {', '.join(BUILT_STRATEGIES)} (it composes: --cfg job)",

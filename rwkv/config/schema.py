@@ -45,7 +45,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 @dataclass(config=_STRICT, frozen=True)
 class Arch:
-    version: Literal["v7"]
+    version: Literal["v4", "v5.0", "v5.1", "v5", "v6", "v7"]  # v5 is 5.2
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -62,7 +62,7 @@ class Model:
     n_embd: Count
     head_size: Count
     vocab_size: Count | None  # null: the tokenizer's
-    lora_rank: LoraRanks | None  # null: the official trainer's rule
+    lora_rank: LoraRanks | None  # of v7; null: the official trainer's rule
     kernel: Text  # backend of the recurrence: auto, or a name that `python -m rwkv.train` lists when it is wrong
 
 

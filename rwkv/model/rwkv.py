@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv.model import v7
+from rwkv.model import v4, v5, v6, v7
+from rwkv.model.parts import orthogonal
 from rwkv.model.size import Size
 from rwkv.model.state import State
 
-GENERATIONS = {"v7": v7}
+# a generation is a module with TimeMix, ChannelMix, optimizer_group, WKV (its kernel) and EMB_SCALE
+GENERATIONS = {"v4": v4, "v5.0": v5, "v5.1": v5, "v5": v5, "v6": v6, "v7": v7}
 
 
 class Block(nn.Module):
@@ -35,15 +37,15 @@ class Block(nn.Module):
 
 
 class RWKV(nn.Module):
-    """A model of one generation. Parameters are uninitialised until `init_weights` or a loaded file fills them.
+    """A model of the generation `size.version`. Parameters are uninitialised until `init_weights` or a loaded file fills them.
 
     `kernel` names the backend of the recurrence.
     """
 
-    def __init__(self, size: Size, version: str = "v7", kernel: str = "auto"):
+    def __init__(self, size: Size, kernel: str = "auto"):
         super().__init__()
-        self.size, self.version, self.kernel = size, version, kernel
-        generation = GENERATIONS[version]
+        self.size, self.kernel = size, kernel
+        generation = GENERATIONS[size.version]
         self.emb = nn.Embedding(size.vocab_size, size.n_embd)
         self.blocks = nn.ModuleList(Block(generation, size, layer) for layer in range(size.n_layer))
         self.ln_out = nn.LayerNorm(size.n_embd)
@@ -61,8 +63,8 @@ class RWKV(nn.Module):
             tokens: [B, T] int, T >= 1.
             state: of B rows, as an earlier call returned it; None starts every row anew.
             reset: [B, T] bool: true at a document's first token; nothing passes from before it.
-            kept: a list that is given what entered each block and left the last, and the first block's value,
-                n_layer + 2 tensors [B, T, n_embd]: all that `rwkv.bptt.layerwise` needs for the backward.
+            kept: a list that is given what entered each block and left the last, and in v7 the first block's value,
+                n_layer + 1 or + 2 tensors [B, T, n_embd]: all that `rwkv.bptt.layerwise` needs for the backward.
 
         Returns:
             hidden [B, T, n_embd], normalised for `head`; and the state after the last token.
@@ -78,7 +80,7 @@ class RWKV(nn.Module):
             shifts.append(shift)
             wkvs.append(wkv)
         if kept is not None:
-            kept += [x, v_first]
+            kept += [x] if v_first is None else [x, v_first]
         return self.ln_out(x), State(torch.stack(shifts, 1), torch.stack(wkvs, 1))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -92,8 +94,9 @@ class RWKV(nn.Module):
         V, C = self.size.vocab_size, self.size.n_embd
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.emb.weight.uniform_(-1e-4, 1e-4)
-            v7.orthogonal(self.head.weight, 0.5, grow=True)
+            scale = GENERATIONS[self.size.version].EMB_SCALE
+            self.emb.weight.uniform_(-scale, scale)
+            orthogonal(self.head.weight, 0.5, grow=True)
             for module in self.modules():
                 if isinstance(module, nn.LayerNorm):
                     module.weight.fill_(1)
@@ -105,7 +108,7 @@ class RWKV(nn.Module):
 
     def optimizer_groups(self) -> dict[str, tuple[float, bool]]:
         """Name -> (learning-rate factor, whether weight decay applies)."""
-        group = GENERATIONS[self.version].optimizer_group
+        group = GENERATIONS[self.size.version].optimizer_group
         return {name: group(name, param) for name, param in self.named_parameters()}
 
 

@@ -14,7 +14,8 @@ class State:
     """The state of B rows. Zero is the start of a document.
 
     shift: [B, n_layer, 2, n_embd] in the model's dtype: the last normalised input of time-mix and channel-mix.
-    wkv: [B, n_layer, n_head, head_size, head_size] (value, key), fp32; fp64 in an fp64 model.
+    wkv: [B, n_layer, n_head, head_size, head_size] (value, key), in v4 [B, n_layer, 3, n_embd] (see
+        `rwkv.kernels.wkv4`); fp32, fp64 in an fp64 model.
     """
 
     shift: Tensor
@@ -25,8 +26,8 @@ class State:
         """The state before the first token of `rows` documents, for a model of that dtype."""
         shift = torch.zeros(rows, size.n_layer, 2, size.n_embd, dtype=dtype, device=device)
         wkv_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        shape = rows, size.n_layer, size.n_head, size.head_size, size.head_size
-        return State(shift, torch.zeros(shape, dtype=wkv_dtype, device=device))
+        wkv = (3, size.n_embd) if size.version == "v4" else (size.n_head, size.head_size, size.head_size)
+        return State(shift, torch.zeros(rows, size.n_layer, *wkv, dtype=wkv_dtype, device=device))
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         return self.shift, self.wkv

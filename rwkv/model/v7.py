@@ -16,15 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv.kernels.wkv7 import wkv7
+from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, token_shift
 from rwkv.model.size import Size
 
-GROUP_NORM_EPS = 64e-5  # whatever the head size
-
-
-def token_shift(x_BTC: Tensor, last_BC: Tensor, reset_BT: Tensor | None) -> Tensor:
-    """Each token's predecessor: `last` before the first, zero before a document's first."""
-    prev = torch.cat([last_BC.unsqueeze(1), x_BTC[:, :-1]], 1)
-    return prev if reset_BT is None else prev.masked_fill(reset_BT.unsqueeze(-1), 0)
+WKV = "wkv7"
+EMB_SCALE = 1e-4
 
 
 class TimeMix(nn.Module):
@@ -33,16 +29,13 @@ class TimeMix(nn.Module):
         C, H, N, rank = size.n_embd, size.n_head, size.head_size, size.lora_rank
         self.size, self.layer = size, layer
 
-        def raw(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape))
-
         self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g = (raw(1, 1, C) for _ in range(6))
         self.w1, self.w2, self.w0 = raw(C, rank.w), raw(rank.w, C), raw(1, 1, C)
         self.a1, self.a2, self.a0 = raw(C, rank.a), raw(rank.a, C), raw(1, 1, C)
         self.v1, self.v2, self.v0 = raw(C, rank.v), raw(rank.v, C), raw(1, 1, C)  # unused in layer 0, as in official files
         self.g1, self.g2 = raw(C, rank.g), raw(rank.g, C)
         self.k_k, self.k_a, self.r_k = raw(1, 1, C), raw(1, 1, C), raw(H, N)
-        self.receptance, self.key, self.value, self.output = (nn.Linear(C, C, bias=False) for _ in range(4))
+        self.receptance, self.key, self.value, self.output = (linear(C, C) for _ in range(4))
         self.ln_x = nn.GroupNorm(H, C, eps=GROUP_NORM_EPS)
 
     def forward(
@@ -77,9 +70,8 @@ class TimeMix(nn.Module):
         """The table of RWKV-v7/train_temp (x070)."""
         C, N, L = self.size.n_embd, self.size.head_size, self.size.n_layer
         r01, r10 = self.size.depth(self.layer)
-        i = torch.arange(C, dtype=torch.float64)
-        d, lin = i / C, i / (C - 1)
-        z = ((i % N) - (N - 1) / 2) / ((N - 1) / 2)
+        d, lin = ramps(C)
+        z = ((torch.arange(C, dtype=torch.float64) % N) - (N - 1) / 2) / ((N - 1) / 2)
         zz, lc = z * z.abs(), lin - 0.5
 
         self.x_r.copy_(1 - d ** (0.2 * r10))
@@ -110,8 +102,8 @@ class ChannelMix(nn.Module):
         super().__init__()
         C = size.n_embd
         self.size, self.layer = size, layer
-        self.x_k = nn.Parameter(torch.empty(1, 1, C))
-        self.key, self.value = nn.Linear(C, 4 * C, bias=False), nn.Linear(4 * C, C, bias=False)
+        self.x_k = raw(1, 1, C)
+        self.key, self.value = linear(C, 4 * C), linear(4 * C, C)
 
     def forward(self, x: Tensor, shift_BC: Tensor, reset: Tensor | None) -> Tensor:
         k = self.key(torch.addcmul(x, token_shift(x, shift_BC, reset) - x, self.x_k))
@@ -119,26 +111,14 @@ class ChannelMix(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        C = self.size.n_embd
         _, r10 = self.size.depth(self.layer)
-        self.x_k.copy_(1 - (torch.arange(C, dtype=torch.float64) / C) ** (r10**4))
+        self.x_k.copy_(1 - ramps(self.size.n_embd)[0] ** (r10**4))
         orthogonal(self.key.weight, 1.0)
         self.value.weight.zero_()
-
-
-@torch.no_grad()
-def orthogonal(weight: Tensor, gain: float, grow: bool = False) -> None:
-    """Orthogonal initialisation; with `grow` the gain of a matrix with more rows than columns is times sqrt(rows/cols)."""
-    rows, cols = weight.shape
-    gain *= (rows / cols) ** 0.5 if grow and rows > cols else 1.0
-    if weight.is_meta:
-        return
-    exact = torch.empty(rows, cols, dtype=torch.float32, device=weight.device)
-    weight.copy_(nn.init.orthogonal_(exact, gain))
 
 
 def optimizer_group(name: str, param: Tensor) -> tuple[float, bool]:
     """(learning-rate factor, whether weight decay applies) of a parameter, as the official trainer groups them."""
     if name.endswith("att.w0"):
         return 2.0, False
-    return 1.0, name.endswith(".weight") and param.squeeze().dim() >= 2
+    return 1.0, is_matrix(name, param)

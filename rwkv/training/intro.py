@@ -6,7 +6,7 @@ import torch
 
 from rwkv.config.schema import TrainConfig
 from rwkv.kernels import registry
-from rwkv.model.rwkv import count_parameters
+from rwkv.model.rwkv import GENERATIONS, count_parameters
 from rwkv.training.display import Display
 from rwkv.training.environment import device_name
 from rwkv.training.session import Session
@@ -15,9 +15,9 @@ from rwkv.training.session import Session
 def introduce(session: Session, display: Display, seconds: float) -> None:
     """Print what is about to run."""
     cfg, size = session.cfg, session.size
+    op = GENERATIONS[size.version].WKV
     shape = 1, cfg.ctx_len.tokens, size.n_head, size.head_size
-    sample = torch.empty(shape, dtype=session.dtype, device=session.ranks.device)
-    kernel = registry.chosen("wkv7", cfg.model.kernel, sample)
+    kernel = registry.chosen(op, cfg.model.kernel, torch.empty(shape, dtype=session.dtype, device=session.ranks.device))
     ranks = f" x {session.ranks.world} processes" if session.ranks.world > 1 else ""
     corpus, val = session.train_corpus, session.val_corpus
     held = f"; {len(val.tokens):,} tokens of {len(val)} held out" if val else "; nothing held out for validation"
@@ -25,7 +25,7 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     display.say(f"data   {len(corpus.tokens):,} tokens of {len(corpus)} documents{held}")
     display.say(f"steps  {rows_text(session)}")
     display.say(f"bptt   {gradient_text(session)}")
-    display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; wkv7 kernel: {kernel}")
+    display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; {op} kernel: {kernel}")
     display.say(f"run    {session.folder.path}")
     unigram = corpus.unigram_entropy(size.vocab_size)
     display.say(f"losses in nats a token; knowing only each token's frequency gives {unigram:.3f}, knowing nothing {math.log(size.vocab_size):.3f}")

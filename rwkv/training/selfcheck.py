@@ -20,7 +20,7 @@ NOISE = 0.05  # at the official initialisation most gradients are zero: every we
 def certificates(cfg: TrainConfig, size: Size, settings: Settings, lengths: list[int], device: torch.device, dtype) -> Iterator[Certificate]:
     """One certificate for each length, in tokens, of a freshly made model."""
     with torch.device("meta"):
-        rwkv = RWKV(size, cfg.arch.version, cfg.model.kernel)
+        rwkv = RWKV(size, cfg.model.kernel)
     rwkv = rwkv.to_empty(device="cpu").init_weights(cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
     with torch.no_grad():

@@ -66,7 +66,7 @@ class Session:
 
     def _make_model(self) -> LossModel:
         with torch.device("meta"):
-            rwkv = RWKV(self.size, self.cfg.arch.version, self.cfg.model.kernel)
+            rwkv = RWKV(self.size, self.cfg.model.kernel)
         rwkv = rwkv.to_empty(device="cpu").init_weights(self.cfg.seed)
         return LossModel(rwkv.to(self.ranks.device, self.dtype), self.cfg.optim.l2wrap)
 

@@ -21,7 +21,7 @@ def test_option_composes_converts_and_builds(group, option):
     cfg = load([f"{group}={option}"])
     vocab = VOCAB_SIZES.get(cfg.tokenizer.kind, 1000)
     with torch.device("meta"):
-        model = RWKV(size_of(cfg, vocab), cfg.arch.version)
+        model = RWKV(size_of(cfg, vocab))
     assert count_parameters(model) > 0
 
 

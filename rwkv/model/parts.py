@@ -1,0 +1,48 @@
+"""What the generations share."""
+
+import torch
+from torch import Tensor, nn
+
+GROUP_NORM_EPS = 64e-5  # whatever the head size
+
+
+def raw(*shape: int) -> nn.Parameter:
+    """A parameter that is no module's weight, uninitialised."""
+    return nn.Parameter(torch.empty(shape))
+
+
+def linear(n_in: int, n_out: int) -> nn.Linear:
+    return nn.Linear(n_in, n_out, bias=False)
+
+
+def token_shift(x_BTC: Tensor, last_BC: Tensor, reset_BT: Tensor | None) -> Tensor:
+    """Each token's predecessor: `last` before the first, zero before a document's first."""
+    prev = torch.cat([last_BC.unsqueeze(1), x_BTC[:, :-1]], 1)
+    return prev if reset_BT is None else prev.masked_fill(reset_BT.unsqueeze(-1), 0)
+
+
+def ramps(n_embd: int) -> tuple[Tensor, Tensor]:
+    """(d, lin) of the initialisation tables: i / n_embd and i / (n_embd - 1) over the channels i, in fp64."""
+    i = torch.arange(n_embd, dtype=torch.float64)
+    return i / n_embd, i / (n_embd - 1)
+
+
+def zigzag(n_embd: int) -> Tensor:
+    """-1, 0, 1 in turn over the channels, beginning with 0."""
+    return (torch.arange(n_embd, dtype=torch.float64) + 1) % 3 - 1
+
+
+@torch.no_grad()
+def orthogonal(weight: Tensor, gain: float, grow: bool = False) -> None:
+    """Orthogonal initialisation; with `grow` the gain of a matrix with more rows than columns is times sqrt(rows/cols)."""
+    rows, cols = weight.shape
+    gain *= (rows / cols) ** 0.5 if grow and rows > cols else 1.0
+    if weight.is_meta:
+        return
+    exact = torch.empty(rows, cols, dtype=torch.float32, device=weight.device)
+    weight.copy_(nn.init.orthogonal_(exact, gain))
+
+
+def is_matrix(name: str, param: Tensor) -> bool:
+    """Whether weight decay applies to a parameter of v5 to v7: matrices of modules, not the low-rank parts."""
+    return name.endswith(".weight") and param.squeeze().dim() >= 2

@@ -1,0 +1,91 @@
+"""RWKV-4 "Dove" (x040): time-mix and channel-mix with their initialisation, and its optimizer groups.
+
+Parameter names and shapes are those of the official files, the formulas those of the official trainer (RWKV-LM, RWKV-v4neo):
+a weighted mean of the values so far, per channel, gated by the receptance. No heads.
+
+Legend: B rows, T tokens, C channels (n_embd).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rwkv.kernels.wkv4 import wkv4
+from rwkv.model.parts import linear, orthogonal, ramps, raw, token_shift, zigzag
+from rwkv.model.size import Size
+
+WKV = "wkv4"
+EMB_SCALE = 6e-4  # the official trainer takes the learning rate
+
+
+class TimeMix(nn.Module):
+    def __init__(self, size: Size, layer: int):
+        super().__init__()
+        C = size.n_embd
+        self.size, self.layer = size, layer
+        self.time_decay, self.time_first = raw(C), raw(C)
+        self.time_mix_k, self.time_mix_v, self.time_mix_r = (raw(1, 1, C) for _ in range(3))
+        self.key, self.value, self.receptance, self.output = (linear(C, C) for _ in range(4))
+
+    def forward(
+        self, x: Tensor, shift_BC: Tensor, S_B3C: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+    ) -> tuple[Tensor, Tensor, None]:
+        """Returns (out [B, T, C], final wkv state, None: v4 hands nothing from the first layer to those above)."""
+        prev = token_shift(x, shift_BC, reset)
+        x_k, x_v, x_r = (torch.lerp(prev, x, mix) for mix in (self.time_mix_k, self.time_mix_v, self.time_mix_r))
+        y, S_B3C = wkv4(self.time_decay, self.time_first, self.key(x_k), self.value(x_v), S_B3C, reset, backend=kernel)
+        return self.output(torch.sigmoid(self.receptance(x_r)) * y), S_B3C, None
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The table of RWKV-v4neo."""
+        r01, r10 = self.size.depth(self.layer)
+        d, lin = ramps(self.size.n_embd)
+        self.time_decay.copy_(-5 + 8 * lin ** (0.7 + 1.3 * r01))
+        self.time_first.copy_(math.log(0.3) + 0.5 * zigzag(self.size.n_embd))
+        self.time_mix_k.copy_(d**r10)
+        self.time_mix_v.copy_(d**r10 + 0.3 * r01)
+        self.time_mix_r.copy_(d ** (0.5 * r10))
+        orthogonal(self.value.weight, 1.0)
+        for module in (self.key, self.receptance, self.output):
+            module.weight.zero_()
+
+
+class ChannelMix(nn.Module):
+    """That of v4 and v5, whose widths differ."""
+
+    def __init__(self, size: Size, layer: int):
+        super().__init__()
+        C, F = size.n_embd, self.width(size)
+        self.size, self.layer = size, layer
+        self.time_mix_k, self.time_mix_r = raw(1, 1, C), raw(1, 1, C)
+        self.key, self.receptance, self.value = linear(C, F), linear(C, C), linear(F, C)
+
+    @staticmethod
+    def width(size: Size) -> int:
+        return 4 * size.n_embd
+
+    def forward(self, x: Tensor, shift_BC: Tensor, reset: Tensor | None) -> Tensor:
+        prev = token_shift(x, shift_BC, reset)
+        k = torch.relu(self.key(torch.lerp(prev, x, self.time_mix_k))).square()
+        return torch.sigmoid(self.receptance(torch.lerp(prev, x, self.time_mix_r))) * self.value(k)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        _, r10 = self.size.depth(self.layer)
+        d, _ = ramps(self.size.n_embd)
+        self.time_mix_k.copy_(d**r10)
+        self.time_mix_r.copy_(d**r10)
+        orthogonal(self.key.weight, 1.0, grow=True)
+        self.value.weight.zero_()
+        self.receptance.weight.zero_()
+
+
+def optimizer_group(name: str, param: Tensor) -> tuple[float, bool]:
+    """(learning-rate factor, whether weight decay applies) of a parameter, as the official trainer groups them."""
+    if name.endswith("att.time_decay"):
+        return 2.0, False
+    if name.endswith("att.time_first"):
+        return 3.0, False
+    return 1.0, param.squeeze().dim() >= 2
