@@ -1,4 +1,4 @@
-"""python -m rwkv.certify [group=option ...] [key=value ...] [--lengths N,N]: prove that these settings give the exact gradient."""
+"""python -m rwkv.certify [group=option ...] [key=value ...] [--lengths=N,N]: prove that these settings give the exact gradient."""
 
 import sys
 
@@ -10,7 +10,7 @@ def main(argv: list[str]) -> int:
     """Compare chunked with whole-document gradients under the settings of a run; 0 if all lengths pass, else 1."""
     overrides, flags = cli.separate(argv)
     if "--help" in flags or "-h" in flags:
-        print(cli.usage("certify", __doc__.split(": ", 1)[1] + "\n\n--lengths: tokens of the documents compared; default 2, 3.5 and 6 chunks"))
+        print(cli.usage("certify", __doc__.split(": ", 1)[1] + "\n\n--lengths=N,N: tokens of the documents compared; default 2, 3.5 and 6 chunks"))
         return 0
     lengths = None
     for flag in flags:
@@ -28,18 +28,25 @@ def main(argv: list[str]) -> int:
     from rwkv.config.derived import size_of
     from rwkv.config.vocab import VOCAB_SIZES
     from rwkv.data import tokenizer
-    from rwkv.memory import human, peak_bytes
-    from rwkv.training.fit import check_fit
+    from rwkv.memory import free_bytes, human, peak_bytes
+    from rwkv.training.fit import training_need
     from rwkv.training.intro import gradient_name
     from rwkv.training.ranks import Ranks
-    from rwkv.training.selfcheck import certificates
+    from rwkv.training.selfcheck import ROWS, certificates
     from rwkv.training.session import DTYPES, settings_of
 
     device = Ranks(cfg.strategy).device
     vocab = VOCAB_SIZES.get(cfg.tokenizer.kind) or tokenizer.build(cfg.tokenizer.kind, cfg.tokenizer.path).vocab_size
     size, ctx = size_of(cfg, vocab), cfg.ctx_len.tokens
     lengths = lengths or [2 * ctx, 7 * ctx // 2, 6 * ctx]
-    check_fit(cfg, size, device, ctx_len=max(lengths))
+    if min(lengths) <= ctx:
+        raise ConfigError(f"--lengths={min(lengths)}: one chunk of ctx_len={ctx} has all of it; compare documents of more than one chunk")
+    need, free = training_need(size, ROWS, max(lengths), cfg.precision.weights, recompute=False), free_bytes(device)
+    if need.total > free:
+        raise ConfigError(
+            f"one backward over {max(lengths)} tokens does not fit: it needs about {need}, and {human(free)} are free on {device}; "
+            "give shorter --lengths=, a shorter ctx_len or a smaller model"
+        )
     print(f"RWKV-{cfg.arch.version[1:]} {size.n_layer} x {size.n_embd}, {cfg.precision.weights}, chunks of {ctx}, bptt {gradient_name(cfg)}, on {device}")
     print("relative error of the gradient, chunked against one backward over the whole document")
     all_passed = True
@@ -48,6 +55,11 @@ def main(argv: list[str]) -> int:
         print(f"\n{c.length} tokens in {c.chunks} chunks: {c.total:.1e} (bound {c.bound:.0e})  {'pass' if c.passed else 'FAIL'}")
         print("\n".join(f"  {group:24}{error:.1e}" for group, error in worst))
         all_passed &= c.passed
+    if cfg.layout.kind == "stream":
+        print(
+            f"\nlayout=stream takes steps of layout.chunks={cfg.layout.chunks}: the gradient is exact over those {cfg.layout.chunks * ctx} tokens of a "
+            "lane and does not pass between steps; layout=document takes whole documents"
+        )
     print(f"\n{'EXACT: every length passes' if all_passed else 'NOT EXACT'}; peak memory {human(peak_bytes(device))}")
     return 0 if all_passed else 1
 

@@ -31,6 +31,7 @@ TRAIN = {
     "bad ctx_len": (["ctx_len=4kk"], r"ctx_len=4kk: there is no such option"),
     "share of one": (["data.val_share=1.0"], r"data\.val_share=1\.0.*less than 1"),
     "short list": (["optim.betas=[0.9]"], r"optim\.betas"),
+    "depth that no step has": (["bptt=truncated", "bptt.depth=4"], r"bptt\.depth=4.*set layout\.chunks=4 or more"),
     "set twice": (["model=7b", "model=3b"], r"model is set twice"),
     "no equals sign": (["tiny"], r"tiny: cannot be read: settings are written key=value"),
     "unreadable value": (["name={"], r"name=\{: cannot be read"),
@@ -137,7 +138,7 @@ def test_hostile_pickle_is_refused(capsys, tmp_path):
     [
         (["nothing.pth"], "no such file"),
         (["{tmp}/short.txt"], "not a readable .pth"),
-        (["{tmp}/other.pth"], "not an RWKV-7 model"),
+        (["{tmp}/other.pth"], "not an RWKV model"),
         (["{tmp}/folder"], "neither a checkpoint nor a run folder"),
         (["--out", "{tmp}/folder"], "no run with a checkpoint"),
         (["--tokens", "-3"], "from 1 to"),

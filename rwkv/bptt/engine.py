@@ -39,6 +39,7 @@ class Settings:
     folder: Path | None = None  # of states on disk
     recompute: bool = False
     keep_chunks: int | None = None
+    sharing: int = 1  # processes on this host, which its memory is for
 
 
 class Bptt:
@@ -102,8 +103,8 @@ class Bptt:
             self._store = self._make_store(count, state)
         self._store.put(0, state)
 
-    def _make_store(self, count: int, like: State) -> States | Sqrt:
-        kind = choose(count, like) if self.settings.states == "auto" else self.settings.states
+    def _make_store(self, count: int, like: State, kind: str | None = None) -> States | Sqrt:
+        kind = kind or (choose(count, like, self.settings.sharing) if self.settings.states == "auto" else self.settings.states)
         if kind == "sqrt":
             return Sqrt(count, like, lambda i, state: self._next_state(self.first + i, state))
         return States(count, like, kind, self.settings.folder)
@@ -128,10 +129,9 @@ class Bptt:
     def _keep(self, i: int, kept: list[Tensor]) -> None:
         """Keep what entered the blocks of chunk i of pass 1, if it is among the last for which there is room."""
         if self._kept is None:
-            full = [torch.empty(1, dtype=x.dtype, device=x.device).expand(len(x), self.settings.ctx_len, x.shape[2]) for x in kept]
             wanted = min(self.size - 1, self.size if self.settings.keep_chunks is None else self.settings.keep_chunks)
-            kind, self.room = room_for(size_bytes(full), wanted, self.device)
-            self._kept = Buffers(self.room, full, kind) if self.room else Buffers(0, full, "host")
+            kind, self.room = room_for(size_bytes(kept), wanted, self.device, self.settings.sharing)
+            self._kept = Buffers(self.room, kept, kind)
         slot = self.room - (self.last - i)
         if slot >= 0:
             self._kept.put(slot, kept)
@@ -144,7 +144,7 @@ class Bptt:
             if i == self.last:
                 self.current = end
             return kept
-        return [x[:, : chunk.tokens.shape[1]] for x in self._kept.get(self.room - (self.last - i))]
+        return self._kept.get(self.room - (self.last - i))
 
     def _backward(self) -> None:
         i = self.down
@@ -190,10 +190,14 @@ class Bptt:
             "loss": self.loss.cpu(),
             "current": [x.detach().cpu() for x in self.current.tensors()],
             "grad": None if self.grad is None else [x.cpu() for x in self.grad],
+            "sqrt": int(isinstance(self._store, Sqrt)),
             "states": self._store.saved(kept),
         }
 
     def load_state_dict(self, saved: dict) -> None:
+        if saved["sqrt"] != isinstance(self._store, Sqrt):  # these settings, or the memory there is now, gave another kind
+            kind = "sqrt" if saved["sqrt"] else "host"
+            self._store = self._make_store(self.size, self.current, kind)
         self._open(saved["first"], State(*(x.to(self.device) for x in saved["current"])))
         self.at, self.down, self.work = saved["at"], saved["down"], saved["work"]
         self.loss = saved["loss"].to(self.device)

@@ -1,10 +1,11 @@
 """Where exact BPTT keeps the states at chunk boundaries between its two passes.
 
-All kinds hold whole `State` values in preallocated buffers (many small tensors would fragment the heap):
+All kinds but `sqrt` hold every state, in preallocated buffers (many small tensors would fragment the heap):
 `device` on the accelerator, `host` in pinned memory with copies that overlap compute, `disk` in memory-mapped files.
 `sqrt` keeps every k-th state, k about sqrt(n), and recomputes the ones between, k at a time.
 """
 
+import functools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ class Buffers:
         self._files = tempfile.TemporaryDirectory(prefix="states-", dir=folder) if kind == "disk" else None
         self.buffers = [self._allocate(n, x, str(i)) for i, x in enumerate(like)]
         overlaps = kind == "host" and self.device.type == "cuda"
-        self.side = torch.cuda.Stream(self.device) if overlaps else None
+        self.side = _side_stream(self.device) if overlaps else None
         self._ahead: tuple[int, list[Tensor]] | None = None
 
     def _allocate(self, n: int, x: Tensor, name: str) -> Tensor:
@@ -41,13 +42,13 @@ class Buffers:
         return torch.empty(shape, dtype=x.dtype, device=self.device if self.kind == "device" else "cpu")
 
     def put(self, i: int, tensors: Sequence[Tensor]) -> None:
-        """Keep copies as entry i; a tensor smaller than the form fills the front of it."""
+        """Keep copies as entry i."""
         self._ahead = None
         if self.side is not None:
             self.side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.side) if self.side else nullcontext():
             for buffer, x in zip(self.buffers, tensors, strict=True):
-                buffer[i][tuple(slice(n) for n in x.shape)].copy_(x.detach(), non_blocking=self.side is not None)
+                buffer[i].copy_(x.detach(), non_blocking=self.side is not None)
                 if self.side is not None:
                     x.record_stream(self.side)
 
@@ -77,8 +78,17 @@ class Buffers:
         return [buffer[:upto].to("cpu", copy=True) for buffer in self.buffers]
 
     def restore(self, saved: list[Tensor]) -> None:
+        if self.side is not None:
+            self.side.synchronize()  # a copy still on its way would overwrite what is restored
+        self._ahead = None
         for buffer, x in zip(self.buffers, saved, strict=True):
             buffer[: len(x)].copy_(x)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all copies of a process: what is fetched on it is freed to one pool of memory."""
+    return torch.cuda.Stream(device)
 
 
 class States(Buffers):
@@ -128,28 +138,25 @@ class Sqrt:
         self._stretch = -1
 
 
-def choose(n: int, like: State) -> str:
-    """`auto`: on the device while the states take little of its free memory, then on the host, then sqrt of them."""
-    size = n * state_bytes(like)
+def choose(n: int, like: State, sharing: int = 1) -> str:
+    """`auto`: on the device while the states take little of its free memory, then on the host, which `sharing` processes
+    share, then sqrt of them."""
+    size = n * size_bytes(like.tensors())
     device = like.wkv.device
     if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] / 16:
         return "device"
-    if size <= free_host_bytes() / (2 if device.type == "cuda" else 4):
+    if size <= free_host_bytes() / 4 / sharing:  # pinned memory may come in powers of two
         return "host" if device.type == "cuda" else "device"
     return "sqrt"
-
-
-def state_bytes(state: State) -> int:
-    return size_bytes(state.tensors())
 
 
 def size_bytes(tensors: Sequence[Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
-def room_for(each: int, wanted: int, device: torch.device) -> tuple[str, int]:
+def room_for(each: int, wanted: int, device: torch.device, sharing: int = 1) -> tuple[str, int]:
     """(kind, how many entries of `each` bytes) to keep block inputs in, at most `wanted`: all on the device if they take
-    little of it, else as many as a quarter of the free host memory holds."""
+    little of it, else as many as a quarter of the free host memory, shared by `sharing` processes, holds."""
     if device.type == "cuda" and wanted * each <= torch.cuda.mem_get_info(device)[0] / 8:
         return "device", wanted
-    return "host", min(wanted, int(free_host_bytes() / 4 / each))
+    return "host", min(wanted, int(free_host_bytes() / 4 / sharing / each))

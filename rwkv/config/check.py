@@ -27,6 +27,11 @@ def _rules(cfg: TrainConfig):
         cfg.bptt.mode == "off" and cfg.layout.kind == "stream" and cfg.layout.chunks != 1,
         f"bptt=off learns from one chunk at a time: set layout.chunks=1 (is {cfg.layout.chunks})",
     )
+    yield (
+        cfg.bptt.mode == "truncated" and cfg.layout.kind == "stream" and cfg.bptt.depth > cfg.layout.chunks,
+        f"bptt.depth={cfg.bptt.depth}: a step of layout=stream has {cfg.layout.chunks} chunks for a gradient to go back through; "
+        f"set layout.chunks={cfg.bptt.depth} or more",
+    )
     known = VOCAB_SIZES.get(cfg.tokenizer.kind)
     yield (
         bool(m.vocab_size and known and m.vocab_size < known),

@@ -52,7 +52,7 @@ def gradient_text(session: Session) -> str:
     carried = "" if cfg.layout.kind == "document" else "; between steps the state is carried, the gradient is not"
     if cfg.bptt.mode == "exact":
         return f"exact over {reach}{carried}"
-    return f"truncated: the gradient goes back through {cfg.bptt.depth} chunks, the state through {'all' if carried else 'the document'}"
+    return f"truncated: in windows of {cfg.bptt.depth} chunks, through which the gradient goes back; the state goes through {'all' if carried else 'the document'}"
 
 
 def gradient_name(cfg: TrainConfig) -> str:

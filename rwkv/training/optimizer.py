@@ -69,7 +69,7 @@ class Optimizer:
     def load_state_dict(self, saved: dict[str, dict[str, Tensor]]) -> None:
         for name, entries in saved.items():
             master = self.masters[name]
-            self.adam.state[master] = {k: v.to(master.device if v.dim() or k != "step" else v.device) for k, v in entries.items()}
+            self.adam.state[master] = {k: v.to(master.device) for k, v in entries.items()}
 
 
 def _adder(master: Tensor):

@@ -14,6 +14,7 @@ from rwkv.model.size import Size
 from rwkv.model.state import State
 from rwkv.training.optimizer import Optimizer
 
+ROWS = 2  # documents side by side
 NOISE = 0.05  # at the official initialisation most gradients are zero: every weight is moved by so much of a unit
 
 
@@ -34,8 +35,7 @@ def certificates(cfg: TrainConfig, size: Size, settings: Settings, lengths: list
         optimizer.zero_grad()
         return grads
 
-    rows = min(cfg.layout.rows, 2)
-    zero = State.zeros(size, rows, dtype, "cpu")
+    zero = State.zeros(size, ROWS, dtype, "cpu")
     state = zero.map(lambda x: torch.randn(x.shape, generator=generator).to(x.dtype)).to(device)
     for length in lengths:
         yield certify(model, collect, state, settings, length, size.vocab_size, BOUNDS[dtype], cfg.seed)

@@ -47,7 +47,7 @@ class Session:
         self.size = size_of(cfg, self.tokenizer.vocab_size)
         self.train_corpus, self.val_corpus, self.fingerprint = read_data(cfg, self.tokenizer, self.size.vocab_size)
         self.data = make_layout(cfg, self.train_corpus)
-        self.settings = settings_of(cfg, folder.path if folder else None)
+        self.settings = settings_of(cfg, folder.path if folder else None, ranks.world // cfg.strategy.nodes)
         self.dtype = DTYPES[cfg.precision.weights]
         check_fit(cfg, self.size, ranks.device)
         self.model = self._make_model()
@@ -188,10 +188,11 @@ class Session:
         self.since = time.monotonic()
 
 
-def settings_of(cfg: TrainConfig, folder: Path | None) -> Settings:
-    """How the gradient is taken; `folder` is where states on disk go, None for the system's temporary folder."""
+def settings_of(cfg: TrainConfig, folder: Path | None, sharing: int = 1) -> Settings:
+    """How the gradient is taken; `folder` is where states on disk go, None for the system's temporary folder; `sharing`
+    processes are on this host."""
     window = {"exact": None, "truncated": cfg.bptt.depth, "off": 1}[cfg.bptt.mode]
-    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, cfg.bptt.recompute)
+    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, cfg.bptt.recompute, sharing=sharing)
 
 
 def read_data(cfg: TrainConfig, tok: tokenizer.Tokenizer, vocab_size: int):

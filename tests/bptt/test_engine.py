@@ -118,6 +118,28 @@ def test_truncated_differs_and_its_loss_does_not():
     assert errors[0] > 1e-3 and errors[-1] < 1e-12  # 7 chunks of 16 hold all 100 tokens
 
 
+@pytest.mark.parametrize("saver", ["device", "host", "disk", "sqrt"])
+@pytest.mark.parametrize("taker", ["device", "host", "disk", "sqrt"])
+def test_taken_up_with_states_kept_elsewhere(saver, taker, tmp_path):
+    """Where states are kept is no part of a run's settings, and `auto` may choose otherwise the next time."""
+    model, batch = make_model(), make_batch()
+    state = make_state(model)
+    _, want, _, _ = whole(model, batch, state)
+    for stop in (3, 10, 20):
+        first = make_model()
+        bptt = Bptt(first, batch, state, Settings(8, None, saver, tmp_path), batch.predicted)
+        for _ in range(stop):
+            bptt.advance()
+        second = make_model()
+        for name, p in second.named_parameters():
+            p.grad = grads(first).get(name)
+        again = Bptt(second, batch, state, Settings(8, None, taker, tmp_path), batch.predicted)
+        again.load_state_dict(bptt.state_dict())
+        while not again.done:
+            again.advance()
+        assert worst(grads(second), want) < 1e-12
+
+
 @pytest.mark.parametrize("states", ["device", "sqrt"])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("recompute", [False, True])

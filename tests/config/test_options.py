@@ -102,10 +102,13 @@ def test_any_ctx_len():
     assert load(["ctx_len=4k"]).ctx_len.tokens == 4096
     assert load(["ctx_len=1000"]).ctx_len.tokens == 1000
     assert load(["ctx_len=96k"]).ctx_len.tokens == 96 * 1024
+    assert load(["experiment=plays", "ctx_len=512"]).ctx_len.tokens == load(["experiment=plays", "ctx_len=500"]).ctx_len.tokens + 12
 
 
 def test_the_shipped_expectation_is_that_of_the_shipped_settings():
     """Changed defaults need the main job run anew, and its losses and signature put into train.yaml."""
     cfg = load([])
-    assert cfg.expect.signature == signature(cfg)
+    for name in (None, *groups()["experiment"].options):
+        recipe = load([f"experiment={name}"] if name else [])
+        assert recipe.expect is None or recipe.expect.signature == signature(recipe), name
     assert signature(load(["seed=2"])) != signature(cfg) == signature(load(["threads=1", "out=x", "model.kernel=chunked", "logger=wandb"]))

@@ -20,11 +20,11 @@ SLAB = 2**25  # elements: 128 MiB in fp32
 
 
 def wkv4_chunked(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor, reset: Tensor | None, chunk: int = 32
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor, reset: Tensor | None, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Args and returns as `rwkv.kernels.wkv4.wkv4`; `chunk` is C."""
+    """Args and returns as `rwkv.kernels.wkv4.wkv4`; `chunk` is C: by default the fastest measured on a CPU (8), or 16 to have fewer and larger operations."""
     (B, T, channels), acc = k.shape, state_dtype(k)
-    C = min(chunk, T)
+    C = min(chunk or (8 if k.device.type == "cpu" else 16), T)
     n = -(-T // C)
     split = lambda x: F.pad(x, (0, 0, 0, n * C - T)).view(B, n, C, -1)  # noqa: E731
     lw, u, K, V, state = log_decay(w).to(acc), u.to(acc), split(k.to(acc)), split(v.to(acc)), state.to(acc)
