@@ -72,10 +72,10 @@ class Buffers:
             self._ahead = i, [buffer[i].to(self.device, non_blocking=True) for buffer in self.buffers]
 
     def saved(self, upto: int) -> list[Tensor]:
-        """Copies of entries 0..upto-1 for a checkpoint, on the host."""
+        """Entries 0..upto-1 on the host, to be written before the next `put`: views, where they are there already."""
         if self.side is not None:
             self.side.synchronize()
-        return [buffer[:upto].to("cpu", copy=True) for buffer in self.buffers]
+        return [buffer[:upto].cpu() for buffer in self.buffers]
 
     def restore(self, saved: list[Tensor]) -> None:
         if self.side is not None:

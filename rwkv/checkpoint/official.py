@@ -1,15 +1,16 @@
-"""The official `.pth`: a plain dict of tensors, keyed as RWKV-LM names them. Loading never runs code from the file."""
+"""Model files: the official `.pth` (a plain dict of tensors, keyed as RWKV-LM names them), and what else holds a model."""
 
+import dataclasses
 import os
 import pickle
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rwkv.checkpoint import store
+from rwkv.checkpoint import huggingface, store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.errors import CheckpointError
 from rwkv.model.rwkv import RWKV
@@ -18,30 +19,62 @@ from rwkv.model.size import FinchRank, LoraRank, Size
 PREFIXES = ("_forward_module.", "model.")
 
 
-def save(weights: dict[str, Tensor], path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write weights as the official trainer reloads them strictly: its keys and shapes, all in one dtype.
+def write(weights: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model in the format that the path's name says: .pth, .safetensors, or a Hugging Face folder.
+
+    Args:
+        dtype: of all tensors; None keeps each one's own.
 
     Raises:
-        CheckpointError: the path cannot be written.
+        CheckpointError: the path cannot be written, or there is no such form of this generation.
     """
+    weights = {name: w.detach().to("cpu", dtype or w.dtype).contiguous() for name, w in weights.items()}
+    if path.suffix == ".pth":
+        return _replace(path, lambda temp: torch.save(weights, temp))
+    if path.suffix == ".safetensors":
+        return _replace(path, lambda temp: save_file(weights, temp, metadata={"format": "pt"}))
+    return huggingface.save(weights, size_of(weights), path)
+
+
+def save(weights: dict[str, Tensor], path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write weights as the official trainer reloads them strictly: its keys and shapes, all in one dtype, a `.pth`."""
+    weights = {name: w.detach().to("cpu", dtype).contiguous() for name, w in weights.items()}
+    _replace(path, lambda temp: torch.save(weights, temp))
+
+
+def _replace(path: Path, write_to) -> None:
+    """A whole file or none."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({name: w.detach().to("cpu", dtype).contiguous() for name, w in weights.items()}, temp)
+        write_to(temp)
         os.replace(temp, path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         temp.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written: {error}") from error
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The weights of a `.pth`, of a checkpoint folder, or of a run folder's newest sound checkpoint.
+    """The weights, under their official keys, of a `.pth`, a `.safetensors` file, a Hugging Face folder, a checkpoint
+    folder, or a run folder's newest sound checkpoint. Nothing in a file is ever run.
 
     Raises:
         CheckpointError: missing, damaged, holding more than plain tensors, or no RWKV.
     """
     if path.is_dir():
-        return _from_folder(path)
+        weights = huggingface.load(path) if (path / "config.json").is_file() else _from_folder(path)
+    elif path.suffix == ".safetensors" and path.exists():
+        weights = _read_safetensors(path)
+    else:
+        weights = _read_pth(path)
+    for prefix in PREFIXES:
+        weights = {name.removeprefix(prefix): w for name, w in weights.items()}
+    if "emb.weight" not in weights or "blocks.0.att.receptance.weight" not in weights:
+        raise CheckpointError(f"{path}: not an RWKV model: it has no emb.weight or no blocks.0.att.receptance.weight")
+    return weights
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
@@ -52,11 +85,14 @@ def load(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable .pth file: {str(error).splitlines()[0]}") from error
     if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         raise CheckpointError(f"{path}: not an official .pth, which is one dict of tensors")
-    for prefix in PREFIXES:
-        weights = {name.removeprefix(prefix): w for name, w in weights.items()}
-    if "emb.weight" not in weights or "blocks.0.att.receptance.weight" not in weights:
-        raise CheckpointError(f"{path}: not an RWKV model: it has no emb.weight or no blocks.0.att.receptance.weight")
     return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: unreadable: {error}") from error
 
 
 def _from_folder(path: Path) -> dict[str, Tensor]:
@@ -69,10 +105,7 @@ def _from_folder(path: Path) -> dict[str, Tensor]:
         checkpoint = store.newest_good(RunFolder(path).checkpoints, warn=print)
     if checkpoint is None:
         raise CheckpointError(f"{path}: neither a checkpoint nor a run folder with one")
-    try:
-        return load_file(checkpoint / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint / 'model.safetensors'}: unreadable: {error}") from error
+    return _read_safetensors(checkpoint / "model.safetensors")
 
 
 def version_of(weights: dict[str, Tensor]) -> str:
@@ -111,13 +144,24 @@ def size_of(weights: dict[str, Tensor]) -> Size:
     return Size(layers, C, V, rank, head_size, version)
 
 
-def build(weights: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> RWKV:
-    """A model with these weights. Raises CheckpointError that names every missing, unknown or misshapen key."""
+def describe(weights: dict[str, Tensor]) -> str:
+    """Generation, sizes and count, in words."""
     size = size_of(weights)
+    heads = "" if size.version == "v4" else f", heads of {size.head_size}"
+    ranks = f", ranks {' '.join(map(str, dataclasses.astuple(size.lora_rank)))}" if size.lora_rank else ""
+    name = {"v5": "5.2"}.get(size.version, size.version[1:])
+    count = sum(w.numel() for w in weights.values())
+    return f"RWKV-{name} {size.n_layer} x {size.n_embd}{heads}{ranks}, vocabulary {size.vocab_size}, {count:,} parameters"
+
+
+def complete(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights with exactly the keys and shapes of the official trainer's files, which it reloads strictly.
+
+    Raises:
+        CheckpointError: names every missing, unknown or misshapen key.
+    """
     with torch.device("meta"):
-        model = RWKV(size)
-    model = model.to(dtype).to_empty(device="cpu")
-    expected = dict(model.named_parameters())
+        expected = dict(RWKV(size_of(weights)).named_parameters())
     unused = {f"blocks.0.att.v{i}" for i in range(3)}  # layer 0 of v7 has no use for them, and released files no such keys
     missing = expected.keys() - weights.keys() - unused
     unknown = weights.keys() - expected.keys()
@@ -125,10 +169,16 @@ def build(weights: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> RWK
     if missing or unknown or misshapen:
         parts = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
         raise CheckpointError("; ".join(f"{kind}: {', '.join(sorted(names)[:8])}" for kind, names in parts.items() if names))
+    dtype = weights["emb.weight"].dtype
+    return {n: weights[n].view(p.shape) if n in weights else torch.zeros(p.shape, dtype=dtype) for n, p in expected.items()}
+
+
+def build(weights: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> RWKV:
+    """A model with these weights. Raises CheckpointError as `complete` does."""
+    with torch.device("meta"):
+        model = RWKV(size_of(weights))
+    model = model.to(dtype).to_empty(device="cpu")
     with torch.no_grad():
-        for name, param in expected.items():
-            if name in weights:
-                param.copy_(weights[name].view(param.shape))
-            else:
-                param.zero_()
+        for name, weight in complete(weights).items():
+            model.get_parameter(name).copy_(weight)
     return model
