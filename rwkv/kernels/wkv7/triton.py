@@ -1,0 +1,162 @@
+"""WKV-7 on a GPU through Triton: bf16, fp16 and fp32, any T, exact gradients of every input and of the state.
+
+Legend: n chunks, G = B*H, C tokens a chunk, N head size. `triton_kernels.py` has the math of P, Q, D, Rw, Y0 and Ti.
+Kept for the backward: the inputs, and for each chunk S, P [N, N], Rw [C, N] and Ti [C, C] in the dtype of the products.
+"""
+
+import contextlib
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rwkv.errors import KernelError
+
+HEAD_SIZES = (16, 32, 64, 128)
+
+
+def why_not(r: Tensor) -> str | None:
+    """None if the kernels can run for a tensor like `r`, else the reason."""
+    if r.device.type != "cuda":
+        return "CUDA devices only"
+    if r.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return "bf16, fp16 and fp32 only"
+    if r.shape[-1] not in HEAD_SIZES:
+        return f"head sizes {', '.join(map(str, HEAD_SIZES))} only"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return None
+
+
+def wkv7_triton(
+    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Args and returns as `rwkv.kernels.wkv7.wkv7`; raises KernelError where they are not of one kind."""
+    _check(r, w, k, v, a, b, state, reset)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (r, w, k, v, a, b, state)):
+        return _Triton.apply(r, w, k, v, a, b, state, reset)
+    return _forward([r, w, k, v, a, b], state, reset, keep=False)[:2]
+
+
+class _Triton(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs_state_reset):
+        *inputs, state, reset = inputs_state_reset
+        y, last, kept = _forward(inputs, state, reset, keep=True)
+        ctx.save_for_backward(*kept)
+        ctx.set_materialize_grads(False)
+        return y, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, dlast):
+        return *_backward(ctx.saved_tensors, dy, dlast), None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call is launched."""
+
+    chunk: int  # C
+    dot: torch.dtype  # of the operands of products, and of the tiles kept
+    prec: str  # how fp32 operands multiply
+    inv: str  # the same, inside the inverse
+    warps: int  # of chunk_factors and gradients
+    rows: int  # of the state in one program of the chain
+
+
+def plan(r: Tensor) -> Plan:
+    """Constants rather than autotuning, which would cost seconds at start."""
+    B, _, H, N = r.shape
+    rows = 16 if B * H <= 128 or N == 16 else 32
+    if r.dtype == torch.bfloat16:
+        return Plan(32, torch.bfloat16, "tf32", "tf32x3", 8 if N == 128 else 4, rows)
+    # fp16 cannot hold 1/decay^C; tf32 has its digits
+    return Plan(32, torch.float32, "tf32" if r.dtype == torch.float16 else "tf32x3", "tf32x3", 8, rows)
+
+
+def _forward(inputs, state, reset, keep):
+    """y, the last state and, if `keep`, what the backward needs."""
+    from rwkv.kernels.wkv7 import triton_kernels as kernels
+
+    inputs = [x.contiguous() for x in inputs]
+    r, state, flags = inputs[0], state.contiguous(), _flags(reset)
+    go = _Launch(r, flags)
+    C, N, G = go.plan.chunk, go.N, go.G
+    P, Q, S, Rw, Y0 = go.tile(N, N), go.tile(N, N), go.tile(N, N), go.tile(C, N), go.tile(C, N)
+    D, Ti = torch.empty(G, go.n, N, dtype=torch.float32, device=r.device), go.tile(C, C) if keep else P
+    y, last = torch.empty_like(r), torch.empty_like(state)
+    with go.device():
+        go.chunks(kernels.chunk_factors, *inputs, go.flags, P, Q, D, Rw, Y0, Ti, RESET=go.reset, KEEP=keep, INV=go.plan.inv)
+        go.chain(kernels.chain, P, Q, D, state, S, last, REVERSE=False)
+        go.chunks(kernels.outputs, Rw, Y0, S, y)
+    return y, last, (*inputs, flags, S, P, D, Rw, Ti) if keep else None
+
+
+def _backward(kept, dy, dlast):
+    """The gradients of the six inputs and of the first state."""
+    from rwkv.kernels.wkv7 import triton_kernels as kernels
+
+    *inputs, flags, S, P, D, Rw, Ti = kept
+    r = inputs[0]
+    B, _, H, N = r.shape
+    go = _Launch(r, flags)
+    dy = torch.zeros_like(r) if dy is None else dy.contiguous()
+    dlast = torch.zeros(B, H, N, N, dtype=torch.float32, device=r.device) if dlast is None else dlast.contiguous()
+    Q, Gr, dstate = go.tile(N, N), go.tile(N, N), torch.empty_like(dlast)
+    grads = [torch.empty_like(x) for x in inputs]
+    with go.device():
+        go.chunks(kernels.chain_source, dy, Rw, Q)
+        go.chain(kernels.chain, P, Q, D, dlast, Gr, dstate, REVERSE=True)
+        go.chunks(kernels.gradients, *inputs, go.flags, dy, D, S, Ti, Gr, *grads, RESET=go.reset)
+    return *grads, dstate
+
+
+class _Launch:
+    """The sizes of one call and what its launches have in common."""
+
+    def __init__(self, r: Tensor, flags: Tensor | None):
+        import triton.language as tl
+
+        B, self.T, self.H, self.N = r.shape
+        self.G, self.plan, self.like = B * self.H, plan(r), r
+        self.n = -(-self.T // self.plan.chunk)
+        self.flags, self.reset = (r, False) if flags is None else (flags, True)
+        dot = tl.bfloat16 if self.plan.dot == torch.bfloat16 else tl.float32
+        self.common = {"N": self.N, "DOT": dot, "PREC": self.plan.prec}
+
+    def tile(self, *shape: int) -> Tensor:
+        return torch.empty(self.G, self.n, *shape, dtype=self.plan.dot, device=self.like.device)
+
+    def device(self):
+        return torch.cuda.device(self.like.device) if self.like.is_cuda else contextlib.nullcontext()
+
+    def chunks(self, kernel, *args, **constants):
+        """One program for each chunk of each head."""
+        sizes = self.n, self.G, self.H, self.T
+        kernel[(self.n * self.G,)](*args, *sizes, C=self.plan.chunk, **self.common, **constants, num_warps=self.plan.warps)
+
+    def chain(self, kernel, *args, **constants):
+        """One program for `rows` rows of the state of each head, a warp for 16 of them: no barriers between warps."""
+        rows = self.plan.rows
+        grid = (self.G * (self.N // rows),)
+        kernel[grid](*args, self.n, BV=rows, STAGES=3, **self.common, **constants, num_warps=rows // 16)
+
+
+def _flags(reset: Tensor | None) -> Tensor | None:
+    return None if reset is None else reset.contiguous().view(torch.uint8)
+
+
+def _check(r, w, k, v, a, b, state, reset):
+    B, T, H, N = r.shape
+    for x in (w, k, v, a, b):
+        if x.shape != r.shape or x.dtype != r.dtype or x.device != r.device:
+            wanted = f"{r.dtype} {list(r.shape)} on {r.device}"
+            raise KernelError(f"wkv7: wanted {wanted} as r is, got {x.dtype} {list(x.shape)} on {x.device}")
+    if state.shape != (B, H, N, N) or state.dtype != torch.float32 or state.device != r.device:
+        raise KernelError(
+            f"wkv7: state must be fp32 {[B, H, N, N]} on {r.device}, got {state.dtype} {list(state.shape)} on {state.device}"
+        )
+    if reset is not None and (reset.shape != (B, T) or reset.dtype != torch.bool or reset.device != r.device):
+        raise KernelError(f"wkv7: reset must be bool {[B, T]} on {r.device}, got {reset.dtype} {list(reset.shape)}")

@@ -1,0 +1,246 @@
+"""The Triton kernels of WKV-7; `triton.py` launches them and says what each tensor is.
+
+The math is that of `chunked.py`, with the parts of a chunk that do not need the state folded into few factors:
+
+    S' = S (D + P) + Q          P = W^T Bh, Q = U0^T Bh + V^T Kh, W = Ti At, U0 = Ti Mak V, Ti = (I - Mab)^-1
+    Y  = Rw S^T + Y0            Rw = Rt + Mrb W, Y0 = Mrb U0 + Mrk V
+    G  = G' (D + P)^T + dY^T Rw
+
+with D = diag(decay of the whole chunk), Bh = Bt D, Kh = Kt D, G the gradient of S. So the part that is serial over chunks
+is one small product a chunk, the same kernel forward and backward, and rows of S (the value axis) are independent in it.
+
+A factor 1/decay^C is at most e^(0.61 C), which bf16 holds as fp32 does; a score's factors multiply to at most 1.
+
+Legend: n chunks, G = B*H, C tokens a chunk, N head size. Tensors between kernels are tiles [G, n, ., .].
+DOT is the dtype of the operands of products, PREC how fp32 operands multiply; accumulators are fp32.
+"""
+
+import triton
+import triton.language as tl
+
+SIZES = ["n", "G", "H", "T"]  # one compiled kernel serves all
+LOG_DECAY_SCALE = tl.constexpr(-0.6065306597126334)  # as in reference.py
+
+
+@triton.jit
+def _place(n, G, H, T, C: tl.constexpr, N: tl.constexpr):
+    """This program's batch row, head, first token, tile number, and the offset of its first token in [B, T, H, N]."""
+    pid = tl.program_id(0).to(tl.int64)
+    g, c = pid % G, pid // G  # heads of one chunk side by side: their tokens share memory pages
+    return g // H, c * C, g * n + c, ((g // H * T + c * C) * H + g % H) * N
+
+
+@triton.jit
+def _segments(reset, row, t0, T, C: tl.constexpr, RESET: tl.constexpr):
+    """[C] number of the segment of each token, and the last one's; constants that fold away without resets."""
+    if RESET:
+        t = t0 + tl.arange(0, C)
+        index = tl.cumsum(tl.load(reset + row * T + t, mask=t < T, other=0).to(tl.int32), 0)
+        return index, tl.max(index, 0)
+    else:
+        return tl.zeros([C], tl.int32), 0
+
+
+@triton.jit
+def _log_decay(w, at, live):
+    """Filling tokens get 0: their decay is 1."""
+    return tl.where(live, LOG_DECAY_SCALE * tl.sigmoid(tl.load(w + at, mask=live, other=0.0).to(tl.float32)), 0.0)
+
+
+@triton.jit
+def _load(x, at, live):
+    return tl.load(x + at, mask=live, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _dot(x, y, DOT: tl.constexpr, PREC: tl.constexpr):
+    return tl.dot(x.to(DOT), y.to(DOT), input_precision=PREC)
+
+
+@triton.jit
+def _unit_lower_inverse(M, C: tl.constexpr, PREC: tl.constexpr):
+    """(I - M)^-1 [C, C] of strictly lower triangular M, in fp32: inverses of diagonal blocks, merged to twice the size.
+
+    [[X, 0], [E, Y]] has the inverse blocks X', Y' and Y' E X', never larger than the result: repeated keys, for which
+    powers of M explode, lose nothing.
+    """
+    i, j = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
+    n: tl.constexpr = C // 16
+    if n == 1:
+        blocks = M
+    else:
+        diagonal = (tl.arange(0, n)[:, None] == tl.arange(0, n)[None, :])[:, :, None, None]
+        tiles = tl.permute(tl.reshape(M, (n, 16, n, 16)), (0, 2, 1, 3))
+        blocks = tl.sum(tl.where(diagonal, tiles, 0.0), 1)
+        i, j = i[None], j[None]
+    inverse = tl.where(i == j, 1.0, tl.where(i // 2 == j // 2, blocks, 0.0))
+    for e in tl.static_range(1, 4):
+        E = tl.where((i >> (e + 1) == j >> (e + 1)) & (i >> e != j >> e), blocks, 0.0)
+        inverse += tl.dot(tl.dot(inverse, E, input_precision="ieee"), inverse, input_precision="ieee")
+    if n > 1:
+        inverse = tl.where(diagonal, inverse[:, None, :, :], 0.0)
+        inverse = tl.reshape(tl.permute(inverse, (0, 2, 1, 3)), (C, C))
+        i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+        for e in tl.static_range(4, 6):
+            if C > 1 << e:
+                E = tl.where((i >> (e + 1) == j >> (e + 1)) & (i >> e != j >> e), M, 0.0)
+                inverse += tl.dot(tl.dot(inverse, E, input_precision=PREC), inverse, input_precision=PREC)
+    return inverse
+
+
+@triton.jit(do_not_specialize=SIZES)
+def chunk_factors(
+    r, w, k, v, a, b, reset, P, Q, D, Rw, Y0, Ti, n, G, H, T,
+    N: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, INV: tl.constexpr,
+    RESET: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Parallel over chunks: P, Q [N, N], D [N], Rw, Y0 [C, N] and, if KEEP, Ti [C, C]."""
+    row, t0, tile, at0 = _place(n, G, H, T, C, N)
+    t, x, y = tl.arange(0, C), tl.arange(0, N), tl.arange(0, N)
+    at, live = at0 + t[:, None] * (H * N) + x[None, :], (t0 + t < T)[:, None]
+    seg, end = _segments(reset, row, t0, T, C, RESET)
+    first, last = (seg == 0)[:, None], (seg == end)[:, None]
+    i, j = t[:, None], t[None, :]
+    same = seg[:, None] == seg[None, :]
+
+    lw = _log_decay(w, at, live)
+    L, total = tl.cumsum(lw, 0), tl.sum(lw, 0)
+    tl.store(D + tile * N + x, tl.where(end == 0, tl.exp(total), 0.0))
+    raw_b, raw_k = _load(b, at, live), _load(k, at, live)
+    At, Rt = _load(a, at, live) * tl.exp(L - lw), _load(r, at, live) * tl.exp(L)
+    Bt, Kt = (raw_b * tl.exp(-L)).to(DOT), (raw_k * tl.exp(-L)).to(DOT)
+    to_end = tl.where(last, tl.exp(total[None, :] - L), 0.0)
+    Bh, Kh = (raw_b * to_end).to(DOT), (raw_k * to_end).to(DOT)
+    V = _load(v, at, live).to(DOT)
+
+    inverse = _unit_lower_inverse(tl.where((i > j) & same, _dot(At, tl.trans(Bt), DOT, PREC), 0.0), C, INV)
+    W = _dot(inverse, tl.where(first, At, 0.0), DOT, PREC).to(DOT)
+    Mrb = tl.where((i >= j) & same, _dot(Rt, tl.trans(Bt), DOT, PREC), 0.0).to(DOT)
+    Mak = tl.where((i > j) & same, _dot(At, tl.trans(Kt), DOT, PREC), 0.0)
+    Mrk = tl.where((i >= j) & same, _dot(Rt, tl.trans(Kt), DOT, PREC), 0.0)
+    U0 = _dot(inverse, _dot(Mak, V, DOT, PREC), DOT, PREC).to(DOT)
+
+    square = tile * (N * N) + y[:, None] * N + x[None, :]
+    tl.store(P + square, _dot(tl.trans(W), Bh, DOT, PREC))
+    tl.store(Q + square, _dot(tl.trans(U0), Bh, DOT, PREC) + _dot(tl.trans(V), Kh, DOT, PREC))
+    slab = tile * (C * N) + t[:, None] * N + x[None, :]
+    tl.store(Rw + slab, tl.where(first, Rt, 0.0) + _dot(Mrb, W, DOT, PREC))
+    tl.store(Y0 + slab, _dot(Mrb, U0, DOT, PREC) + _dot(Mrk, V, DOT, PREC))
+    if KEEP:
+        tl.store(Ti + tile * (C * C) + i * C + j, inverse)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def chain(
+    P, Q, D, start, S, out, n,
+    N: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, REVERSE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Serial over chunks, for BV rows of the state: S[c] = x; x <- x (D + P) + Q. REVERSE: from the last chunk, with P^T."""
+    pid = tl.program_id(0).to(tl.int64)
+    g = pid // (N // BV)
+    v, x, y = pid % (N // BV) * BV + tl.arange(0, BV), tl.arange(0, N), tl.arange(0, N)
+    rows = v[:, None] * N + x[None, :]
+    square = x[None, :] * N + y[:, None] if REVERSE else y[:, None] * N + x[None, :]
+    state = tl.load(start + g * (N * N) + rows)
+    for step in tl.range(0, n, num_stages=STAGES):
+        c = g * n + (n - 1 - step if REVERSE else step)
+        p = tl.load(P + c * (N * N) + square)
+        q = tl.load(Q + c * (N * N) + rows).to(tl.float32)
+        d = tl.load(D + c * N + x)
+        tl.store(S + c * (N * N) + rows, state)
+        state = tl.dot(state.to(DOT), p, state * d[None, :] + q, input_precision=PREC)
+    tl.store(out + g * (N * N) + rows, state)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def outputs(
+    Rw, Y0, S, y, n, G, H, T, N: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr
+):  # fmt: skip
+    """Parallel over chunks: Y = Rw S^T + Y0."""
+    _, t0, tile, at0 = _place(n, G, H, T, C, N)
+    t, x, z = tl.arange(0, C), tl.arange(0, N), tl.arange(0, N)
+    slab = tile * (C * N) + t[:, None] * N + x[None, :]
+    state = tl.load(S + tile * (N * N) + z[:, None] * N + x[None, :])
+    Y = tl.dot(tl.load(Rw + slab), tl.trans(state), tl.load(Y0 + slab).to(tl.float32), input_precision=PREC)
+    tl.store(y + at0 + t[:, None] * (H * N) + x[None, :], Y, mask=(t0 + t < T)[:, None])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def chain_source(
+    dy, Rw, Q, n, G, H, T, N: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr
+):  # fmt: skip
+    """Parallel over chunks: what Y adds to the gradient of S, dY^T Rw."""
+    _, t0, tile, at0 = _place(n, G, H, T, C, N)
+    t, x, z = tl.arange(0, C), tl.arange(0, N), tl.arange(0, N)
+    dY = _load(dy, at0 + t[:, None] * (H * N) + x[None, :], (t0 + t < T)[:, None])
+    tile_Rw = tl.load(Rw + tile * (C * N) + t[:, None] * N + x[None, :])
+    tl.store(Q + tile * (N * N) + z[:, None] * N + x[None, :], _dot(tl.trans(dY.to(DOT)), tile_Rw, DOT, PREC))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def gradients(
+    r, w, k, v, a, b, reset, dy, D, S, Ti, Gr, dr, dw, dk, dv, da, db, n, G, H, T,
+    N: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, RESET: tl.constexpr,
+):  # fmt: skip
+    """Parallel over chunks: the gradients of the six inputs, from S before the chunk and the gradient Gr of S after it."""
+    row, t0, tile, at0 = _place(n, G, H, T, C, N)
+    t, x, y = tl.arange(0, C), tl.arange(0, N), tl.arange(0, N)
+    at, live = at0 + t[:, None] * (H * N) + x[None, :], (t0 + t < T)[:, None]
+    seg, end = _segments(reset, row, t0, T, C, RESET)
+    first, last = (seg == 0)[:, None], (seg == end)[:, None]
+    i, j = t[:, None], t[None, :]
+    strict, inclusive = (i > j) & (seg[:, None] == seg[None, :]), (i >= j) & (seg[:, None] == seg[None, :])
+    square = tile * (N * N) + y[:, None] * N + x[None, :]
+
+    lw = _log_decay(w, at, live)
+    L, total = tl.cumsum(lw, 0), tl.sum(lw, 0)
+    raw_b, raw_k = _load(b, at, live), _load(k, at, live)
+    At, Rt = (_load(a, at, live) * tl.exp(L - lw)).to(DOT), (_load(r, at, live) * tl.exp(L)).to(DOT)
+    Bt, Kt = (raw_b * tl.exp(-L)).to(DOT), (raw_k * tl.exp(-L)).to(DOT)
+    to_end = tl.where(last, tl.exp(total[None, :] - L), 0.0)
+    Bh, Kh = (raw_b * to_end).to(DOT), (raw_k * to_end).to(DOT)
+    V, dY = _load(v, at, live).to(DOT), _load(dy, at, live).to(DOT)
+    state, grad = tl.load(S + square), tl.load(Gr + square)
+    inverse = tl.load(Ti + tile * (C * C) + i * C + j)
+
+    Mak = tl.where(strict, _dot(At, tl.trans(Kt), DOT, PREC), 0.0).to(DOT)
+    U = tl.where(first, _dot(At, tl.trans(state), DOT, PREC), 0.0) + _dot(Mak, V, DOT, PREC)
+    U = _dot(inverse, U, DOT, PREC).to(DOT)
+    Mrb = tl.where(inclusive, _dot(Rt, tl.trans(Bt), DOT, PREC), 0.0).to(DOT)
+    X = _dot(Bh, tl.trans(grad), DOT, PREC) + _dot(tl.trans(Mrb), dY, DOT, PREC)
+    X = _dot(tl.trans(inverse), X, DOT, PREC).to(DOT)
+    Mrk = tl.where(inclusive, _dot(Rt, tl.trans(Kt), DOT, PREC), 0.0).to(DOT)
+    dV = _dot(Kh, tl.trans(grad), DOT, PREC) + _dot(tl.trans(Mak), X, DOT, PREC) + _dot(tl.trans(Mrk), dY, DOT, PREC)
+    tl.store(dv + at, dV, mask=live)
+
+    # Below, `late` and `early` gather the gradient of L: what a token's factors at or before it get, and what those after
+    # it get. Terms inside a chunk cancel, and do so to the last digits only with the rounded factors of the products.
+    dMab = tl.where(strict, _dot(X, tl.trans(U), DOT, PREC), 0.0).to(DOT)
+    dMak = tl.where(strict, _dot(X, tl.trans(V), DOT, PREC), 0.0).to(DOT)
+    dA = tl.where(first, _dot(X, state, DOT, PREC), 0.0) + _dot(dMab, Bt, DOT, PREC) + _dot(dMak, Kt, DOT, PREC)
+    tl.store(da + at, dA * tl.exp(L - lw), mask=live)
+    early = dA * At.to(tl.float32)
+
+    dMrb = tl.where(inclusive, _dot(dY, tl.trans(U), DOT, PREC), 0.0).to(DOT)
+    dMrk = tl.where(inclusive, _dot(dY, tl.trans(V), DOT, PREC), 0.0).to(DOT)
+    dR = tl.where(first, _dot(dY, state, DOT, PREC), 0.0) + _dot(dMrb, Bt, DOT, PREC) + _dot(dMrk, Kt, DOT, PREC)
+    tl.store(dr + at, dR * tl.exp(L), mask=live)
+    late = dR * Rt.to(tl.float32)
+
+    decay = tl.exp(total)[None, :]
+    dB = tl.where(last, _dot(U, grad, DOT, PREC), 0.0) * decay
+    whole = tl.sum(dB * Bt.to(tl.float32), 0)
+    dB += _dot(tl.trans(dMab), At, DOT, PREC) + _dot(tl.trans(dMrb), Rt, DOT, PREC)
+    tl.store(db + at, dB * tl.exp(-L), mask=live)
+    late -= dB * Bt.to(tl.float32)
+
+    dK = tl.where(last, _dot(V, grad, DOT, PREC), 0.0) * decay
+    whole += tl.sum(dK * Kt.to(tl.float32), 0)
+    dK += _dot(tl.trans(dMak), At, DOT, PREC) + _dot(tl.trans(dMrk), Rt, DOT, PREC)
+    tl.store(dk + at, dK * tl.exp(-L), mask=live)
+    late -= dK * Kt.to(tl.float32)
+
+    whole += tl.load(D + tile * N + x) * tl.sum(state.to(tl.float32) * grad.to(tl.float32), 0)
+    both = late + early
+    dlw = (whole + tl.sum(both, 0))[None, :] - tl.cumsum(both, 0) + late
+    tl.store(dw + at, dlw * lw * tl.sigmoid(-tl.load(w + at, mask=live, other=0.0).to(tl.float32)), mask=live)
