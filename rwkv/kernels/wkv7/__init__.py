@@ -5,7 +5,7 @@ from torch import Tensor
 
 from rwkv.kernels import registry
 from rwkv.kernels.common import single_token, state_dtype
-from rwkv.kernels.wkv7 import cpu
+from rwkv.kernels.wkv7 import cpu, triton
 from rwkv.kernels.wkv7.chunked import wkv7_chunked
 from rwkv.kernels.wkv7.reference import wkv7_reference
 
@@ -45,4 +45,5 @@ def wkv7(
 
 registry.register("wkv7", "reference", wkv7_reference, auto=single_token)
 registry.register("wkv7", "cpu", cpu.wkv7_cpu, can=cpu.why_not)
+registry.register("wkv7", "triton", triton.wkv7_triton, can=triton.why_not)
 registry.register("wkv7", "chunked", wkv7_chunked)

@@ -5,6 +5,7 @@ Kept for the backward: the inputs, and for each chunk S, P [N, N], Rw [C, N] and
 """
 
 import contextlib
+import functools
 import importlib.util
 from dataclasses import dataclass
 
@@ -18,15 +19,22 @@ HEAD_SIZES = (16, 32, 64, 128)
 
 def why_not(r: Tensor) -> str | None:
     """None if the kernels can run for a tensor like `r`, else the reason."""
-    if r.device.type != "cuda":
+    if r.device.type != "cuda" or torch.version.hip:
         return "CUDA devices only"
     if r.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return "bf16, fp16 and fp32 only"
     if r.shape[-1] not in HEAD_SIZES:
         return f"head sizes {', '.join(map(str, HEAD_SIZES))} only"
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "triton is not installed"
+    if torch.cuda.get_device_capability(r.device) < (8, 0):
+        return "compute capability 8.0 and newer only"
     return None
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def wkv7_triton(
@@ -56,30 +64,34 @@ class _Triton(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call is launched."""
+    """How one call is launched: constants, for autotuning would cost seconds at start."""
 
     chunk: int  # C
     dot: torch.dtype  # of the operands of products, and of the tiles kept
     prec: str  # how fp32 operands multiply
-    inv: str  # the same, inside the inverse
-    warps: int  # of chunk_factors and gradients
     rows: int  # of the state in one program of the chain
+    factors: tuple[int, int | None] = (4, None)  # warps of chunk_factors, and its most registers a thread
+    gradients: tuple[int, int | None] = (4, None)  # the same of gradients
+    small: tuple[int, int | None] = (4, None)  # the same of outputs and chain_source
+    chain: tuple[int, int] = (16, 4)  # rows of the state a warp, which then waits for no other; chunks loaded ahead + 1
 
 
 def plan(r: Tensor) -> Plan:
-    """Constants rather than autotuning, which would cost seconds at start."""
+    """For inputs like `r`."""
     B, _, H, N = r.shape
     rows = 16 if B * H <= 128 or N == 16 else 32
     if r.dtype == torch.bfloat16:
-        return Plan(32, torch.bfloat16, "tf32", "tf32x3", 8 if N == 128 else 4, rows)
-    # fp16 cannot hold 1/decay^C; tf32 has its digits
-    return Plan(32, torch.float32, "tf32" if r.dtype == torch.float16 else "tf32x3", "tf32x3", 8, rows)
+        warps = 8 if N == 128 else 4
+        return Plan(32, torch.bfloat16, "tf32", rows, factors=(warps, None), gradients=(warps, None))
+    # fp16 cannot hold 1/decay^C, and tf32 has its digits
+    if r.dtype == torch.float16 and N < 128:
+        return Plan(32, torch.float32, "tf32", rows, factors=(8, None), gradients=(8, None), chain=(16, 3))
+    prec = "tf32" if r.dtype == torch.float16 else "tf32x3"
+    return Plan(16, torch.float32, prec, rows, factors=(8 if N == 128 else 4, None), gradients=(8, None), chain=(16, 3))
 
 
 def _forward(inputs, state, reset, keep):
     """y, the last state and, if `keep`, what the backward needs."""
-    from rwkv.kernels.wkv7 import triton_kernels as kernels
-
     inputs = [x.contiguous() for x in inputs]
     r, state, flags = inputs[0], state.contiguous(), _flags(reset)
     go = _Launch(r, flags)
@@ -88,16 +100,14 @@ def _forward(inputs, state, reset, keep):
     D, Ti = torch.empty(G, go.n, N, dtype=torch.float32, device=r.device), go.tile(C, C) if keep else P
     y, last = torch.empty_like(r), torch.empty_like(state)
     with go.device():
-        go.chunks(kernels.chunk_factors, *inputs, go.flags, P, Q, D, Rw, Y0, Ti, RESET=go.reset, KEEP=keep, INV=go.plan.inv)
-        go.chain(kernels.chain, P, Q, D, state, S, last, REVERSE=False)
-        go.chunks(kernels.outputs, Rw, Y0, S, y)
+        go.chunks("chunk_factors", *inputs, go.flags, P, Q, D, Rw, Y0, Ti, RESET=go.reset, KEEP=keep)
+        go.chain("chain", P, Q, D, state, S, last, REVERSE=False)
+        go.chunks("outputs", Rw, Y0, S, y)
     return y, last, (*inputs, flags, S, P, D, Rw, Ti) if keep else None
 
 
 def _backward(kept, dy, dlast):
     """The gradients of the six inputs and of the first state."""
-    from rwkv.kernels.wkv7 import triton_kernels as kernels
-
     *inputs, flags, S, P, D, Rw, Ti = kept
     r = inputs[0]
     B, _, H, N = r.shape
@@ -107,9 +117,9 @@ def _backward(kept, dy, dlast):
     Q, Gr, dstate = go.tile(N, N), go.tile(N, N), torch.empty_like(dlast)
     grads = [torch.empty_like(x) for x in inputs]
     with go.device():
-        go.chunks(kernels.chain_source, dy, Rw, Q)
-        go.chain(kernels.chain, P, Q, D, dlast, Gr, dstate, REVERSE=True)
-        go.chunks(kernels.gradients, *inputs, go.flags, dy, D, S, Ti, Gr, *grads, RESET=go.reset)
+        go.chunks("chain_source", dy, Rw, Q)
+        go.chain("chain", P, Q, D, dlast, Gr, dstate, REVERSE=True)
+        go.chunks("gradients", *inputs, go.flags, dy, D, S, Ti, Gr, *grads, RESET=go.reset)
     return *grads, dstate
 
 
@@ -117,7 +127,7 @@ class _Launch:
     """The sizes of one call and what its launches have in common."""
 
     def __init__(self, r: Tensor, flags: Tensor | None):
-        import triton.language as tl
+        import triton.language as tl  # here, so that importing this module needs no triton
 
         B, self.T, self.H, self.N = r.shape
         self.G, self.plan, self.like = B * self.H, plan(r), r
@@ -132,16 +142,24 @@ class _Launch:
     def device(self):
         return torch.cuda.device(self.like.device) if self.like.is_cuda else contextlib.nullcontext()
 
-    def chunks(self, kernel, *args, **constants):
+    def chunks(self, name: str, *args, **constants):
         """One program for each chunk of each head."""
+        warps, registers = {"chunk_factors": self.plan.factors, "gradients": self.plan.gradients}.get(name, self.plan.small)
         sizes = self.n, self.G, self.H, self.T
-        kernel[(self.n * self.G,)](*args, *sizes, C=self.plan.chunk, **self.common, **constants, num_warps=self.plan.warps)
+        constants |= self.common | {"C": self.plan.chunk, "num_warps": warps, "maxnreg": registers}
+        self.launch(name, self.n * self.G, *args, *sizes, **constants)
 
-    def chain(self, kernel, *args, **constants):
-        """One program for `rows` rows of the state of each head, a warp for 16 of them: no barriers between warps."""
-        rows = self.plan.rows
-        grid = (self.G * (self.N // rows),)
-        kernel[grid](*args, self.n, BV=rows, STAGES=3, **self.common, **constants, num_warps=rows // 16)
+    def chain(self, name: str, *args, **constants):
+        """One program for `rows` rows of the state of each head."""
+        rows, (of_a_warp, stages) = self.plan.rows, self.plan.chain
+        constants |= self.common | {"BV": rows, "STAGES": stages, "num_warps": rows // of_a_warp}
+        self.launch(name, self.G * (self.N // rows), *args, self.n, **constants)
+
+    @staticmethod
+    def launch(name: str, programs: int, *args, **constants):
+        from rwkv.kernels.wkv7 import triton_kernels
+
+        getattr(triton_kernels, name)[(programs,)](*args, **constants)
 
 
 def _flags(reset: Tensor | None) -> Tensor | None:

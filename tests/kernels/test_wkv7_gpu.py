@@ -1,0 +1,200 @@
+"""WKV-7 in Triton: on a GPU where there is one, and in Triton's interpreter on the CPU."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkv.errors import KernelError
+from rwkv.kernels import registry
+from rwkv.kernels.wkv7 import triton, wkv7
+from tests.kernels.test_wkv7 import make_inputs, worst
+
+ROOT = Path(__file__).parents[2]
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+interpreted = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+BOUNDS = {torch.bfloat16: 5.5e-3, torch.float16: 1.5e-3, torch.float32: 1e-5}
+
+
+def both(fn, x, reset, grads, dtype, device="cpu"):
+    """Results and gradients of `fn` in `dtype` and of the chunked form in fp64, from the same rounded inputs."""
+    x = [t.to(dtype).double() for t in x[:6]] + [x[6].float().double()]
+    if dtype == torch.float16:
+        x[1].clamp_(-6, 6)  # beyond, its gradient is below the least fp16
+    dy, ds = grads[0].to(dtype).double(), grads[1].float().double()
+    out = []
+    for run, kind, state in ((fn, dtype, torch.float32), (chunked, torch.float64, torch.float64)):
+        leaves = [t.to(device, kind if i < 6 else state).requires_grad_() for i, t in enumerate(x)]
+        y, s = run(*leaves, None if reset is None else reset.to(device))
+        torch.autograd.backward([y, s], [dy.to(y), ds.to(s)])
+        out.append([y.detach(), s.detach(), *(t.grad for t in leaves)])
+    return out
+
+
+def chunked(*args):
+    return wkv7(*args, backend="chunked")
+
+
+def on_gpu(*args):
+    return wkv7(*args, backend="triton")
+
+
+def repeated_keys(x):
+    """The worst case for the inverse: one key at every token, nothing forgotten, the old value replaced whole."""
+    r, w, k, v, a, b, s = x
+    kk = a[:, :1].expand_as(a)
+    return [r, torch.full_like(w, -8.0), k, v, kk, -kk, s]
+
+
+def cases():
+    """B, T, H, N, decay, resets: ragged ends, a single token, one chunk and many."""
+    return [
+        (2, 37, 2, 16, "mixed", False), (1, 70, 1, 64, "mixed", True), (2, 33, 1, 32, "fastest", True),
+        (1, 1, 2, 64, "slowest", False), (1, 64, 1, 64, "slowest", False),
+    ]  # fmt: skip
+
+
+INTERPRET = """
+    import sys
+    import torch
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # what torch.empty gives is then NaN
+    from tests.kernels import triton_interpreter
+    from tests.kernels.test_wkv7_gpu import both, cases, make_inputs, repeated_keys, worst
+    from rwkv.kernels.wkv7.triton import wkv7_triton
+    dtype = getattr(torch, sys.argv[1])
+    for i, (B, T, H, N, decay, resets) in enumerate(cases()):
+        x, reset, grads = make_inputs(B, T, H, N, decay, resets, seed=i)
+        print(worst(*both(wkv7_triton, x, reset, grads, dtype)))
+    if dtype == torch.float32:
+        x, reset, grads = make_inputs(1, 48, 1, 64)
+        print(worst(*both(wkv7_triton, repeated_keys(x), reset, grads, dtype)))
+"""
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_kernels_in_the_interpreter(dtype):
+    out = interpret(INTERPRET, str(dtype).removeprefix("torch."))
+    assert len(out) >= len(cases()) and all(float(x) < BOUNDS[dtype] for x in out), out
+
+
+@interpreted
+def test_parts_of_the_gradient_in_the_interpreter():
+    """No gradient kept, that of one input only, that of the final state only, and no grad at all agree."""
+    interpret("""
+        import torch
+        from tests.kernels import triton_interpreter
+        from tests.kernels.test_wkv7_gpu import make_inputs
+        from rwkv.kernels.wkv7.triton import wkv7_triton
+        x, reset, (dy, ds) = make_inputs(1, 20, 1, 16, resets=True)
+        x, dy, ds = [t.float().requires_grad_() for t in x], dy.float(), ds.float()
+        y, s = wkv7_triton(*x, reset)
+        whole = torch.autograd.grad([y, s], x, [dy, ds], retain_graph=True)
+        parts = [torch.autograd.grad(t, x, g, retain_graph=True) for t, g in ((y, dy), (s, ds))]
+        for a, b, c in zip(whole, *parts):
+            torch.testing.assert_close(a, b + c)
+        with torch.no_grad():
+            got = wkv7_triton(*x, reset)
+        assert torch.equal(got[0], y) and torch.equal(got[1], s) and not got[0].requires_grad
+        one = [t.detach() for t in x]
+        one[2].requires_grad_()
+        assert torch.equal(torch.autograd.grad(wkv7_triton(*one, reset), one[2], [dy, ds])[0], whole[2])
+    """)
+
+
+def interpret(code, *args):
+    """The lines that `code` prints in a process whose Triton kernels run in the interpreter."""
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", textwrap.dedent(code), *args]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_wkv7_does_not_import_triton():
+    code = "import sys, rwkv.kernels.wkv7; sys.exit('rwkv.kernels.wkv7.triton_kernels' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+def test_reasons():
+    assert registry.cannot("wkv7", "triton", torch.empty(1, 2, 1, 64)) == "CUDA devices only"
+    with pytest.raises(KernelError, match="CUDA devices only"):
+        wkv7(*[torch.randn(1, 2, 1, 64)] * 6, backend="triton")
+
+
+def test_inputs_of_different_kinds_are_refused():
+    x, state = [torch.randn(1, 4, 1, 16) for _ in range(6)], torch.zeros(1, 1, 16, 16)
+    with pytest.raises(KernelError, match="bfloat16"):
+        triton.wkv7_triton(*x[:5], x[5].bfloat16(), state, None)
+    with pytest.raises(KernelError, match=r"\[1, 3, 1, 16\]"):
+        triton.wkv7_triton(*x[:5], x[5][:, :3], state, None)
+    with pytest.raises(KernelError, match="state"):
+        triton.wkv7_triton(*x, state.double(), None)
+    with pytest.raises(KernelError, match="reset"):
+        triton.wkv7_triton(*x, state, torch.zeros(1, 5, dtype=torch.bool))
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("case", [*cases(), (1, 200, 2, 128, "mixed", True), (2, 300, 3, 64, "mixed", True)])
+def test_outputs_and_gradients(dtype, case):
+    B, T, H, N, decay, resets = case
+    x, reset, grads = make_inputs(B, T, H, N, decay, resets)
+    assert worst(*both(on_gpu, x, reset, grads, dtype, "cuda")) < BOUNDS[dtype]
+
+
+@pytest.mark.gpu
+@cuda
+def test_repeated_keys():
+    x, reset, grads = make_inputs(1, 200, 1, 64)
+    assert worst(*both(on_gpu, repeated_keys(x), reset, grads, torch.float32, "cuda")) < BOUNDS[torch.float32]
+
+
+@pytest.mark.gpu
+@cuda
+def test_strided_inputs_and_a_subset_of_gradients():
+    x, _, (dy, ds) = make_inputs(2, 40, 3, 64)
+    x = [t.float().cuda() for t in x]
+    want = [torch.zeros(0)]
+    for strided in (False, True):
+        leaves = [torch.stack([t, t], 2)[:, :, 1] if strided and i < 6 else t.clone() for i, t in enumerate(x)]
+        leaves[3].requires_grad_()
+        y, s = on_gpu(*leaves)
+        got = torch.autograd.grad([y, s], leaves[3], [dy.float().cuda(), ds.float().cuda()])
+        want = want if strided else got
+    assert torch.equal(got[0], want[0])
+
+
+@pytest.mark.gpu
+@cuda
+def test_captured_in_a_graph_on_another_stream():
+    x, _, (dy, ds) = make_inputs(1, 100, 2, 64)
+    x = [t.to("cuda", torch.bfloat16 if i < 6 else torch.float32).requires_grad_() for i, t in enumerate(x)]
+    dy, ds = dy.to("cuda", torch.bfloat16), ds.float().cuda()
+
+    def step():
+        return torch.autograd.grad(on_gpu(*x), x, [dy, ds])
+
+    want = step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step()
+    for t in got:
+        t.fill_(float("nan"))
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.gpu
+@cuda
+def test_auto_takes_it():
+    assert registry.chosen("wkv7", "auto", torch.empty(1, 20, 1, 64, device="cuda", dtype=torch.bfloat16)) == "triton"
+    assert "head sizes" in registry.cannot("wkv7", "triton", torch.empty(1, 20, 1, 24, device="cuda"))
