@@ -1,7 +1,8 @@
 """WKV-7 on a GPU through Triton: bf16, fp16 and fp32, any T, exact gradients of every input and of the state.
 
 Legend: n chunks, G = B*H, C tokens a chunk, N head size. `triton_kernels.py` has the math of P, Q, D, Rw, Y0 and Ti.
-Kept for the backward: the inputs, and for each chunk S, P [N, N], Rw [C, N] and Ti [C, C] in the dtype of the products.
+Kept for the backward: the inputs, and for each chunk S, P [N, N], Rw [C, N] and Ti [C, C] in the dtype of the products;
+with `Plan.recompute` only S.
 """
 
 import contextlib
@@ -70,6 +71,7 @@ class Plan:
     dot: torch.dtype  # of the operands of products, and of the tiles kept
     prec: str  # how fp32 operands multiply
     rows: int  # of the state in one program of the chain
+    recompute: bool = False  # what the backward can compute again, rather than keep it: less memory, more time
     factors: tuple[int, int | None] = (4, None)  # warps of chunk_factors, and its most registers a thread
     gradients: tuple[int, int | None] = (4, None)  # the same of gradients
     small: tuple[int, int | None] = (4, None)  # the same of outputs and chain_source
@@ -95,15 +97,22 @@ def _forward(inputs, state, reset, keep):
     inputs = [x.contiguous() for x in inputs]
     r, state, flags = inputs[0], state.contiguous(), _flags(reset)
     go = _Launch(r, flags)
-    C, N, G = go.plan.chunk, go.N, go.G
-    P, Q, S, Rw, Y0 = go.tile(N, N), go.tile(N, N), go.tile(N, N), go.tile(C, N), go.tile(C, N)
-    D, Ti = torch.empty(G, go.n, N, dtype=torch.float32, device=r.device), go.tile(C, C) if keep else P
-    y, last = torch.empty_like(r), torch.empty_like(state)
+    S, y, last = go.tile(go.N, go.N), torch.empty_like(r), torch.empty_like(state)
     with go.device():
-        go.chunks("chunk_factors", *inputs, go.flags, P, Q, D, Rw, Y0, Ti, RESET=go.reset, KEEP=keep)
+        P, Q, D, Rw, Y0, Ti = _factors(go, inputs, keep and not go.plan.recompute)
         go.chain("chain", P, Q, D, state, S, last, REVERSE=False)
         go.chunks("outputs", Rw, Y0, S, y)
-    return y, last, (*inputs, flags, S, P, D, Rw, Ti) if keep else None
+    again = (None,) * 4 if go.plan.recompute else (P, D, Rw, Ti)
+    return y, last, (*inputs, flags, S, *again) if keep else None
+
+
+def _factors(go, inputs, keep):
+    """P, Q, D, Rw, Y0 and, if `keep`, Ti."""
+    C, N = go.plan.chunk, go.N
+    P, Q, Rw, Y0 = go.tile(N, N), go.tile(N, N), go.tile(C, N), go.tile(C, N)
+    D, Ti = torch.empty(go.G, go.n, N, dtype=torch.float32, device=P.device), go.tile(C, C) if keep else P
+    go.chunks("chunk_factors", *inputs, go.flags, P, Q, D, Rw, Y0, Ti, RESET=go.reset, KEEP=keep)
+    return P, Q, D, Rw, Y0, Ti
 
 
 def _backward(kept, dy, dlast):
@@ -117,6 +126,8 @@ def _backward(kept, dy, dlast):
     Q, Gr, dstate = go.tile(N, N), go.tile(N, N), torch.empty_like(dlast)
     grads = [torch.empty_like(x) for x in inputs]
     with go.device():
+        if P is None:
+            P, _, D, Rw, _, Ti = _factors(go, inputs, keep=True)
         go.chunks("chain_source", dy, Rw, Q)
         go.chain("chain", P, Q, D, dlast, Gr, dstate, REVERSE=True)
         go.chunks("gradients", *inputs, go.flags, dy, D, S, Ti, Gr, *grads, RESET=go.reset)

@@ -1,0 +1,259 @@
+"""WKV-7 in Triton on a GPU: errors against fp64, times against the chunked form, and the time of each kernel.
+
+    PYTHONPATH=. python3 scripts/bench/wkv7_gpu.py [--write results.json] [--variants] [--seconds 85]
+
+Every measurement stands alone: one that fails prints its error, and those that would begin after --seconds are left out.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from rwkv.kernels.wkv7 import triton as backend
+from rwkv.kernels.wkv7.chunked import wkv7_chunked
+
+N = 64
+SHAPES = [(8, 4096, 12), (1, 4096, 12), (8, 4096, 32), (1, 4096, 32), (1, 16384, 64), (8, 4096, 64)]  # B, T, H
+NAMES = ["y", "S", "dr", "dw", "dk", "dv", "da", "db", "dS0"]
+START = time.perf_counter()
+
+# name: dtype, T, decay, resets
+CHECKS = {
+    "bf16": (torch.bfloat16, 4096, "mixed", False),
+    "bf16 resets, T=1000": (torch.bfloat16, 1000, "mixed", True),
+    "bf16 fast decay": (torch.bfloat16, 4096, "fast", False),
+    "bf16 slow decay": (torch.bfloat16, 4096, "slow", False),
+    "bf16 one key": (torch.bfloat16, 4096, "one key", False),
+    "bf16 T=1": (torch.bfloat16, 1, "mixed", False),
+    "fp32": (torch.float32, 4096, "mixed", False),
+    "fp32 resets, T=1000": (torch.float32, 1000, "mixed", True),
+    "fp32 one key": (torch.float32, 4096, "one key", False),
+    "fp16": (torch.float16, 4096, "mixed", False),
+}
+
+# changes to the plan, tried on VARIANT_SHAPES; each is compiled in a process of its own beforehand
+VARIANTS = {
+    "as planned": {},
+    "recompute": {"recompute": True},
+    "168 registers": {"factors": (4, 168), "gradients": (4, 168)},
+    "128 registers": {"factors": (4, 128), "gradients": (4, 128)},
+    "8 warps": {"factors": (8, None), "gradients": (8, None), "small": (8, None)},
+    "8 warps, 128 registers": {"factors": (8, 128), "gradients": (8, 128), "small": (2, None)},
+    "8 warps, 80 registers": {"factors": (8, 80), "gradients": (8, 80), "small": (1, None)},
+    "2 warps": {"factors": (2, None), "gradients": (2, None), "small": (2, None)},
+    "chunk 16, 4 warps": {"chunk": 16, "chain": (16, 6)},
+    "chunk 16, 128 registers": {"chunk": 16, "factors": (4, 128), "gradients": (4, 128), "rows": 16, "chain": (16, 6)},
+    "chunk 64, 4 warps": {"chunk": 64},
+    "chunk 64, 8 warps": {"chunk": 64, "factors": (8, None), "gradients": (8, None), "rows": 16},
+    "chain 16 rows, 3 stages": {"rows": 16, "chain": (16, 3)},
+    "chain 16 rows, 6 stages": {"rows": 16, "chain": (16, 6)},
+    "chain 32 rows, 3 stages": {"rows": 32, "chain": (16, 3)},
+    "chain 32 rows of one warp": {"rows": 32, "chain": (32, 4)},
+    "chain 64 rows": {"rows": 64, "chain": (16, 3)},
+}
+VARIANT_SHAPES = [(8, 4096, 32), (1, 4096, 12)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", help="a JSON file for the results")
+    parser.add_argument("--variants", action="store_true", help="try other plans too")
+    parser.add_argument("--seconds", type=float, default=85)
+    parser.add_argument("--warm", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.warm is not None:
+        return warm(args.warm)
+    if not torch.cuda.is_available():
+        sys.exit("needs a CUDA device")
+    device = torch.cuda.get_device_name()
+    print(f"{device}, torch {torch.__version__}, CUDA {torch.version.cuda}, {datetime.date.today()}", flush=True)
+    results = {"device": device, "date": str(datetime.date.today()), "torch": torch.__version__}
+    compile_ahead(args.variants)
+    results["errors"] = section("errors", CHECKS.items(), check, args.seconds)
+    results["ms"] = section("ms", [(str(s), s) for s in SHAPES], speed, args.seconds)
+    results["kernels"] = section("kernels", [(str(s), (s, {})) for s in SHAPES], kernels, args.seconds)
+    if args.variants:
+        todo = [(f"{v}, {s}", (s, changes)) for s in VARIANT_SHAPES for v, changes in VARIANTS.items()]
+        results["variants"] = section("variants", todo, kernels, args.seconds)
+    print(f"{time.perf_counter() - START:.0f} s")
+    if args.write:
+        with open(args.write, "w") as f:
+            json.dump(results, f, indent=1)
+
+
+def section(title, todo, measure, seconds):
+    """Measures one after the other and prints a row for each."""
+    out = {}
+    print(f"\n{title}: {HEADERS[title]}")
+    for name, what in todo:
+        if time.perf_counter() - START > seconds:
+            print(f"  {name:42} left out: no time")
+            continue
+        try:
+            out[name] = measure(*what)
+            cells = "  ".join(f"{k} {v:.3g}" for k, v in out[name].items())
+        except Exception as e:  # a kernel that fails must not hide the others
+            out[name] = {"failed": f"{type(e).__name__}: {e}"[:300]}
+            cells = out[name]["failed"]
+        print(f"  {name:42} {cells}", flush=True)
+        torch.cuda.empty_cache()
+    return out
+
+
+HEADERS = {
+    "errors": "relative L2 distance to the chunked form in fp64, B=2 H=2",
+    "ms": "bf16, median milliseconds: forward, forward + backward, the same replayed as a CUDA graph, the chunked form",
+    "kernels": "milliseconds of each kernel alone, bf16; the two of the chain are forward and backward",
+    "variants": "the same with other plans",
+}
+
+
+def check(dtype, T, decay, resets):
+    """Largest first; NaN where a result was not written."""
+    x, reset, (dy, ds) = make_inputs(2, T, 2, decay, resets, dtype)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # what torch.empty gives is then NaN
+    try:
+        got = grads(backend.wkv7_triton, x, reset, dy, ds)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    want = grads(wkv7_chunked, [t.double() for t in x], reset, dy.double(), ds.double())
+    pairs = zip(NAMES, got, want, strict=True)
+    errors = {n: ((a.double() - b).norm() / b.norm()).item() for n, a, b in pairs}
+    return {"worst": max(errors.values(), key=lambda e: float("inf") if e != e else e)} | errors
+
+
+def grads(fn, x, reset, dy, ds):
+    x = [t.detach().requires_grad_() for t in x]
+    y, s = fn(*x, reset)
+    return y.detach(), s.detach(), *torch.autograd.grad([y, s], x, [dy, ds])
+
+
+def make_inputs(B, T, H, decay="mixed", resets=False, dtype=torch.bfloat16):
+    gen = torch.Generator("cuda").manual_seed(B * T + H)
+    rand = lambda *s: torch.randn(*s, generator=gen, device="cuda")  # noqa: E731
+    kk = torch.nn.functional.normalize(rand(B, T, H, N), dim=-1)
+    gate = torch.rand(B, T, H, N, generator=gen, device="cuda")
+    w = torch.rand(B, T, H, N, generator=gen, device="cuda") * 8 - 6
+    if decay in ("fast", "slow"):
+        w = torch.full_like(w, 6.0 if decay == "fast" else -8.0)
+    if decay == "one key":
+        kk, gate, w = kk[:, :1].expand_as(kk).contiguous(), torch.ones_like(gate), torch.full_like(w, -8.0)
+    x = [t.to(dtype) for t in (rand(B, T, H, N), w, rand(B, T, H, N), rand(B, T, H, N), -kk, kk * gate)]
+    reset = torch.rand(B, T, generator=gen, device="cuda") < 0.02 if resets else None
+    return [*x, rand(B, H, N, N)], reset, (rand(B, T, H, N).to(dtype), rand(B, H, N, N))
+
+
+def speed(B, T, H):
+    x, _, (dy, ds) = make_inputs(B, T, H)
+    forward = lambda fn: fn(*x, None)  # noqa: E731
+    both = lambda fn=backend.wkv7_triton: grads(fn, x, None, dy, ds)  # noqa: E731
+    out = {"fwd": median_ms(lambda: forward(backend.wkv7_triton)), "fwd+bwd": median_ms(both)}
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    both()
+    out["peak MB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+    with contextlib.suppress(RuntimeError):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            both()
+        out["graph"] = median_ms(graph.replay)
+        del graph
+    if B * T * H <= 2**19:  # larger ones do not fit, or take seconds
+        out["chunked"] = median_ms(lambda: both(wkv7_chunked), most=5)
+        out["ratio"] = out["chunked"] / out["fwd+bwd"]
+    return out
+
+
+def median_ms(fn, most=30):
+    """Median of up to `most` runs, in about 0.3 s."""
+    for _ in range(2):
+        fn()
+    torch.cuda.synchronize()
+    start, times = time.perf_counter(), []
+    while len(times) < most and (len(times) < 3 or time.perf_counter() - start < 0.3):
+        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        a.record()
+        fn()
+        b.record()
+        b.synchronize()
+        times.append(a.elapsed_time(b))
+    return statistics.median(times)
+
+
+def kernels(shape, changes):
+    """Each launch of one forward and backward, repeated between two events."""
+    x, _, (dy, ds) = make_inputs(*shape)
+    out = {}
+
+    def timed(name, programs, *args, **constants):
+        run = lambda: launch(name, programs, *args, **constants)  # noqa: E731
+        run()
+        label = name + "'" if constants.get("REVERSE") else name
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):  # so that what is timed is the GPU, not the launching
+                for _ in range(5):
+                    run()
+            out[label] = median_ms(graph.replay, most=7) / 5
+        except RuntimeError:
+            out[label] = median_ms(run, most=15)
+
+    launch = backend._Launch.launch
+    backend._Launch.launch = staticmethod(timed)
+    try:
+        with changed_plan(changes):
+            # straight to the two halves: autograd's own thread would capture on another stream
+            y, s, kept = backend._forward(x[:6], x[6], None, keep=True)
+            backend._backward(kept, dy, ds)
+    finally:
+        backend._Launch.launch = staticmethod(launch)
+    return {"sum": sum(out.values())} | out
+
+
+@contextlib.contextmanager
+def changed_plan(changes):
+    plan = backend.plan
+    backend.plan = lambda r: dataclasses.replace(plan(r), **changes)
+    try:
+        yield
+    finally:
+        backend.plan = plan
+
+
+def compile_ahead(variants):
+    """Fills Triton's cache on all cores at once: the kernels of one plan take seconds to compile."""
+    names = [*(VARIANTS if variants else ["as planned"]), "fp32", "fp16", "resets", "fp32 resets"]
+    start = time.perf_counter()
+    running = {n: subprocess.Popen([sys.executable, __file__, "--warm", n], stderr=subprocess.PIPE, text=True) for n in names}
+    for name, process in running.items():
+        try:
+            _, err = process.communicate(timeout=max(1, 60 - (time.perf_counter() - start)))
+            if process.returncode:
+                print(f"  compiling {name}: {(err.strip().splitlines() or ['failed'])[-1][:300]}")
+        except subprocess.TimeoutExpired:
+            process.kill()
+            print(f"  compiling {name}: not ready in time")
+    print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def warm(name):
+    dtype = torch.float32 if "fp32" in name else torch.float16 if "fp16" in name else torch.bfloat16
+    with changed_plan(VARIANTS.get(name, {})):
+        for B in (1, 200):  # the plan differs
+            x, reset, (dy, ds) = make_inputs(B, 20, 1, "mixed", "resets" in name, dtype)
+            grads(backend.wkv7_triton, x, reset, dy, ds)
+    if name not in VARIANTS or name == "as planned":
+        backend.wkv7_triton(*x, reset)  # without a gradient
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
