@@ -146,6 +146,8 @@ def test_inputs_of_different_kinds_are_refused():
 @pytest.mark.parametrize("case", [*cases(), (1, 200, 2, 128, "mixed", True), (2, 300, 3, 64, "mixed", True)])
 def test_outputs_and_gradients(dtype, case):
     B, T, H, N, decay, resets = case
+    if reason := registry.cannot("wkv7", "triton", torch.empty(1, 1, 1, N, dtype=dtype, device="cuda")):
+        pytest.skip(reason)
     x, reset, grads = make_inputs(B, T, H, N, decay, resets)
     assert worst(*both(on_gpu, x, reset, grads, dtype, "cuda")) < BOUNDS[dtype]
 

@@ -15,17 +15,18 @@ from torch import Tensor
 
 from rwkv.errors import KernelError
 
-HEAD_SIZES = (16, 32, 64, 128)
+# larger ones do not fit in the registers
+HEAD_SIZES = {torch.bfloat16: (16, 32, 64, 128), torch.float16: (16, 32, 64), torch.float32: (16, 32, 64)}
 
 
 def why_not(r: Tensor) -> str | None:
     """None if the kernels can run for a tensor like `r`, else the reason."""
     if r.device.type != "cuda" or torch.version.hip:
         return "CUDA devices only"
-    if r.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+    if r.dtype not in HEAD_SIZES:
         return "bf16, fp16 and fp32 only"
-    if r.shape[-1] not in HEAD_SIZES:
-        return f"head sizes {', '.join(map(str, HEAD_SIZES))} only"
+    if r.shape[-1] not in HEAD_SIZES[r.dtype]:
+        return f"head sizes {', '.join(map(str, HEAD_SIZES[r.dtype]))} only in this dtype"
     if not _installed():
         return "triton is not installed"
     if torch.cuda.get_device_capability(r.device) < (8, 0):
@@ -84,12 +85,11 @@ def plan(r: Tensor) -> Plan:
     rows = 16 if B * H <= 128 or N == 16 else 32
     if r.dtype == torch.bfloat16:
         warps = 8 if N == 128 else 4
-        return Plan(32, torch.bfloat16, "tf32", rows, factors=(warps, None), gradients=(warps, None))
+        chain = (16, 3 if N == 128 else 4)
+        return Plan(32, torch.bfloat16, "tf32", rows, factors=(warps, None), gradients=(warps, None), chain=chain)
     # fp16 cannot hold 1/decay^C, and tf32 has its digits
-    if r.dtype == torch.float16 and N < 128:
-        return Plan(32, torch.float32, "tf32", rows, factors=(8, None), gradients=(8, None), chain=(16, 3))
-    prec = "tf32" if r.dtype == torch.float16 else "tf32x3"
-    return Plan(16, torch.float32, prec, rows, factors=(8 if N == 128 else 4, None), gradients=(8, None), chain=(16, 3))
+    prec, warps = ("tf32", 4) if r.dtype == torch.float16 else ("tf32x3", 8)
+    return Plan(16, torch.float32, prec, rows, gradients=(warps, None), chain=(16, 3))
 
 
 def _forward(inputs, state, reset, keep):
