@@ -42,22 +42,21 @@ CHECKS = {
 # changes to the plan, tried on VARIANT_SHAPES; each is compiled in a process of its own beforehand
 VARIANTS = {
     "as planned": {},
-    "recompute": {"recompute": True},
-    "168 registers": {"factors": (4, 168), "gradients": (4, 168)},
-    "128 registers": {"factors": (4, 128), "gradients": (4, 128)},
-    "8 warps": {"factors": (8, None), "gradients": (8, None), "small": (8, None)},
-    "8 warps, 128 registers": {"factors": (8, 128), "gradients": (8, 128), "small": (2, None)},
+    "4 warps, any registers": {"factors": (4, None), "gradients": (4, None)},
+    "4 warps, 128 registers": {"factors": (4, 128), "gradients": (4, 128), "small": (2, None)},
+    "8 warps, 128 registers": {"factors": (8, 128), "gradients": (8, 128), "small": (8, None)},
     "8 warps, 80 registers": {"factors": (8, 80), "gradients": (8, 80), "small": (1, None)},
-    "2 warps": {"factors": (2, None), "gradients": (2, None), "small": (2, None)},
-    "chunk 16, 4 warps": {"chunk": 16, "chain": (16, 6)},
-    "chunk 16, 128 registers": {"chunk": 16, "factors": (4, 128), "gradients": (4, 128), "rows": 16, "chain": (16, 6)},
-    "chunk 64, 4 warps": {"chunk": 64},
-    "chunk 64, 8 warps": {"chunk": 64, "factors": (8, None), "gradients": (8, None), "rows": 16},
-    "chain 16 rows, 3 stages": {"rows": 16, "chain": (16, 3)},
+    "2 warps": {"factors": (2, None), "gradients": (2, None), "rows": 16, "chain": (16, 3)},
+    "chunk 64, 4 warps": {"chunk": 64, "factors": (4, None), "gradients": (4, None), "rows": 32},
+    "chunk 64, 8 warps": {"chunk": 64, "factors": (8, None), "gradients": (8, None), "small": (8, None), "rows": 16},
+    "chunk 64, 8 warps, 128 registers": {"chunk": 64, "factors": (8, 128), "gradients": (8, 128), "rows": 64},
+    "chunk 16, 4 warps, 128 registers": {"chunk": 16, "factors": (4, 128), "gradients": (4, 128)},
+    "chunk 16, 2 warps": {"chunk": 16, "factors": (2, None), "gradients": (2, None)},
     "chain 16 rows, 6 stages": {"rows": 16, "chain": (16, 6)},
     "chain 32 rows, 3 stages": {"rows": 32, "chain": (16, 3)},
     "chain 32 rows of one warp": {"rows": 32, "chain": (32, 4)},
     "chain 64 rows": {"rows": 64, "chain": (16, 3)},
+    "recompute": {"recompute": True},
 }
 VARIANT_SHAPES = [(8, 4096, 32), (1, 4096, 12)]
 
