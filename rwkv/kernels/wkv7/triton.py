@@ -88,9 +88,8 @@ def plan(r: Tensor) -> Plan:
             return Plan(32, torch.bfloat16, "tf32", rows, factors=(8, None), gradients=(8, None), chain=(16, 3))
         # three programs on a multiprocessor instead of two, for a few spilled registers
         return Plan(32, torch.bfloat16, "tf32", rows, factors=(4, 168), gradients=(4, 168))
-    # fp16 cannot hold 1/decay^C, and tf32 has its digits
-    prec, warps = ("tf32", 4) if r.dtype == torch.float16 else ("tf32x3", 8)
-    return Plan(16, torch.float32, prec, rows, gradients=(warps, None), chain=(16, 3))
+    # fp16 as fp32: it cannot hold 1/decay^C, and the GPU truncates to tf32, which errs to one side
+    return Plan(16, torch.float32, "tf32x3", rows, gradients=(8, None), chain=(16, 3))
 
 
 def _forward(inputs, state, reset, keep):
