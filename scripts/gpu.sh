@@ -8,6 +8,6 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p "$out"
 failed=0
 "$python" -m pytest -m gpu -rs || failed=1
-"$python" scripts/bench/wkv7_gpu.py --write "$out/wkv7-gpu.md" || failed=1
+"$python" scripts/bench/wkv7_gpu.py --write "$out/wkv7-gpu.json" || failed=1
 "$python" scripts/bench/bptt.py --write "$out/bptt-gpu.md" ${LENGTHS:+--lengths "$LENGTHS"} || failed=1
 exit $failed

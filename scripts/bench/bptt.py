@@ -40,6 +40,19 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+class Report:
+    """Lines of markdown, on the screen and in a file as they come."""
+
+    def __init__(self, path: Path | None):
+        self.path, self.lines = path, []
+
+    def add(self, *lines: str) -> None:
+        self.lines += lines
+        print("\n".join(lines), flush=True)
+        if self.path:
+            self.path.write_text("\n".join(self.lines) + "\n")
+
+
 def count(text: str) -> int:
     scale = {"k": 2**10, "M": 2**20}.get(text[-1])
     return int(float(text[:-1]) * scale) if scale else int(text)
@@ -62,10 +75,10 @@ def document(length: int, vocab: int, rows: int = 1) -> Batch:
     return Batch(tokens, np.broadcast_to(True, (rows, length)), None, carry=False)
 
 
-def errors(lines: list[str]) -> None:
+def errors(report: Report) -> None:
     """Chunked against one backward over the whole document, states initial and carried."""
-    lines += ["", "**Relative error of the whole gradient against one backward over the document** (2 layers x 128, chunks of 256)", ""]
-    lines += ["| precision | 600 tokens | 2,048 tokens | bound |", "|---|---|---|---|"]
+    report.add("", "**Relative error of the whole gradient against one backward over the document** (2 layers x 128, chunks of 256)", "")
+    report.add("| precision | 600 tokens | 2,048 tokens | bound |", "|---|---|---|---|")
     for name, dtype in DTYPES.items():
         size = SIZES["micro"]
         model, optimizer = make(size, dtype)
@@ -77,7 +90,7 @@ def errors(lines: list[str]) -> None:
 
         state = State.zeros(size, 2, dtype, DEVICE).map(torch.randn_like)
         found = [certify(model, collect, state, Settings(256), n, size.vocab_size, BOUNDS[dtype]) for n in (600, 2048)]
-        lines.append(f"| {name} | " + " | ".join(f"{c.total:.1e}" for c in found) + f" | {BOUNDS[dtype]:.0e} |")
+        report.add(f"| {name} | " + " | ".join(f"{c.total:.1e}" for c in found) + f" | {BOUNDS[dtype]:.0e} |")
 
 
 def run(model: LossModel, optimizer: Optimizer, batch: Batch, settings: Settings) -> float:
@@ -99,11 +112,11 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def ratios(lines: list[str], size: Size, dtype: torch.dtype, ctx: int, chunks: int, repeats: int) -> None:
+def ratios(report: Report, size: Size, dtype: torch.dtype, ctx: int, chunks: int, repeats: int) -> None:
     """Exact over truncated on the same chunks, interleaved."""
-    lines += ["", f"**Time of exact over truncated(1), {chunks} chunks of {ctx}** (medians of {repeats}, interleaved)", ""]
-    lines += ["| | truncated(1) | exact, states on device | exact, states on host | exact, sqrt | exact / truncated | host / device |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    report.add("", f"**Time of exact over truncated(1), {chunks} chunks of {ctx}** (medians of {repeats}, interleaved)", "")
+    report.add("| | truncated(1) | exact, states on device | exact, states on host | exact, sqrt | exact / truncated | host / device |")
+    report.add("|---|---|---|---|---|---|---|")
     model, optimizer = make(size, dtype)
     for recompute in (False, True):
         kinds = {"truncated": Settings(ctx, 1, recompute=recompute)}
@@ -118,15 +131,15 @@ def ratios(lines: list[str], size: Size, dtype: torch.dtype, ctx: int, chunks: i
         m = {k: statistics.median(v) for k, v in times.items()}
         label = "activation checkpointing in both" if recompute else "no activation checkpointing"
         cells = [f"{m[k]:.3f} s" for k in kinds] + [f"{m['device'] / m['truncated']:.2f}", f"{m['host'] / m['device']:.3f}"]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        report.add(f"| {label} | " + " | ".join(cells) + " |")
 
 
-def lengths(lines: list[str], size: Size, dtype: torch.dtype, ctx: int, tokens: list[int], kinds: list[str]) -> None:
+def lengths(report: Report, size: Size, dtype: torch.dtype, ctx: int, tokens: list[int], kinds: list[str]) -> None:
     """One document of each length: tokens a second, and the most memory."""
     model, optimizer = make(size, dtype)
     n = count_parameters(model)
-    lines += ["", f"**One document, exact gradient: {size.n_layer} x {size.n_embd}, {n:,} parameters, chunks of {ctx}**", ""]
-    lines += ["| tokens | states | seconds | tokens/s | peak memory | of it states |", "|---|---|---|---|---|---|"]
+    report.add("", f"**One document, exact gradient: {size.n_layer} x {size.n_embd}, {n:,} parameters, chunks of {ctx}**", "")
+    report.add("| tokens | states | seconds | tokens/s | peak memory | of it states |", "|---|---|---|---|---|---|")
     run(model, optimizer, document(2 * ctx, size.vocab_size), Settings(ctx))
     each = sum(x.numel() * x.element_size() for x in State.zeros(size, 1, dtype).tensors())
     for kind in kinds:
@@ -139,8 +152,7 @@ def lengths(lines: list[str], size: Size, dtype: torch.dtype, ctx: int, tokens: 
                 torch.cuda.reset_peak_memory_stats()
             seconds = run(model, optimizer, document(length, size.vocab_size), Settings(ctx, None, kind))
             kept = {"device": chunks, "host": 0, "disk": 0, "sqrt": 2 * int(chunks**0.5) + 2}[kind] * each
-            lines.append(f"| {length:,} | {kind} | {seconds:.2f} | {length / seconds:,.0f} | {human(peak_bytes(DEVICE))} | {human(kept)} |")
-            print(lines[-1], flush=True)
+            report.add(f"| {length:,} | {kind} | {seconds:.2f} | {length / seconds:,.0f} | {human(peak_bytes(DEVICE))} | {human(kept)} |")
 
 
 def main() -> None:
@@ -158,12 +170,11 @@ def main() -> None:
     sample = torch.empty(1, args.ctx, size.n_head, size.head_size, dtype=dtype, device=DEVICE)
     kernel = registry.chosen("wkv7", "auto", sample)
     lines = [f"# Exact BPTT on {device_name()}", "", f"{datetime.date.today()}, torch {torch.__version__}, {args.dtype}, wkv7 kernel: {kernel}"]
-    errors(lines)
-    ratios(lines, size, dtype, args.ctx, args.chunks, args.repeats)
-    lengths(lines, size, dtype, args.ctx, [count(t) for t in args.lengths.split(",")], args.kinds.split(","))
-    print("\n".join(lines))
-    if args.write:
-        args.write.write_text("\n".join(lines) + "\n")
+    report = Report(args.write)
+    report.add(*lines)
+    errors(report)
+    ratios(report, size, dtype, args.ctx, args.chunks, args.repeats)
+    lengths(report, size, dtype, args.ctx, [count(t) for t in args.lengths.split(",")], args.kinds.split(","))
 
 
 if __name__ == "__main__":
