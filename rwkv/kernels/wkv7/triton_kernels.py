@@ -208,6 +208,7 @@ def gradients(
     V, dY = _load(v, at, live).to(DOT), _load(dy, at, live).to(DOT)
     state, grad = tl.load(S + square), tl.load(Gr + square)
     inverse = tl.load(Ti + tile * (C * C) + i * C + j)
+    whole = tl.load(D + tile * N + x) * tl.sum(state.to(tl.float32) * grad.to(tl.float32), 0)
 
     Mak = tl.where(strict, _dot(At, tl.trans(Kt), DOT, PREC), 0.0).to(DOT)
     U = tl.where(first, _dot(At, tl.trans(state), DOT, PREC), 0.0) + _dot(Mak, V, DOT, PREC)
@@ -235,7 +236,7 @@ def gradients(
 
     decay = _exp2(total)[None, :]
     dB = tl.where(last, _dot(U, grad, DOT, PREC), 0.0) * decay
-    whole = tl.sum(dB * Bt.to(tl.float32), 0)
+    whole += tl.sum(dB * Bt.to(tl.float32), 0)
     dB += _dot(tl.trans(dMab), At, DOT, PREC) + _dot(tl.trans(dMrb), Rt, DOT, PREC)
     tl.store(db + at, dB * _exp2(-L), mask=live)
     late -= dB * Bt.to(tl.float32)
@@ -246,7 +247,6 @@ def gradients(
     tl.store(dk + at, dK * _exp2(-L), mask=live)
     late -= dK * Kt.to(tl.float32)
 
-    whole += tl.load(D + tile * N + x) * tl.sum(state.to(tl.float32) * grad.to(tl.float32), 0)
     both = late + early
     dlw = (whole + tl.sum(both, 0))[None, :] - tl.cumsum(both, 0) + late
     tl.store(dw + at, dlw * (lw * LN2) * _sigmoid(-tl.load(w + at, mask=live, other=0.0).to(tl.float32)), mask=live)
