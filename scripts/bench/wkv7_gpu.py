@@ -233,7 +233,8 @@ def compile_ahead(variants):
     """Fills Triton's cache on all cores at once: the kernels of one plan take seconds to compile."""
     names = [*(VARIANTS if variants else ["as planned"]), "fp32", "fp16", "resets", "fp32 resets"]
     start = time.perf_counter()
-    running = {n: subprocess.Popen([sys.executable, __file__, "--warm", n], stderr=subprocess.PIPE, text=True) for n in names}
+    command = [sys.executable, __file__, "--warm"]
+    running = {n: subprocess.Popen([*command, n], stderr=subprocess.PIPE, text=True) for n in names}
     for name, process in running.items():
         try:
             _, err = process.communicate(timeout=max(1, 60 - (time.perf_counter() - start)))
