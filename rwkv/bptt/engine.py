@@ -9,7 +9,6 @@ gradients add up. The result is that of one backward over the whole batch; the c
 pass 1.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +16,11 @@ import torch
 from torch import Tensor
 
 from rwkv.bptt import layerwise
+from rwkv.bptt.chunks import Eager
 from rwkv.bptt.states import Buffers, Sqrt, States, choose, room_for, size_bytes
 from rwkv.data.layout import Batch, Chunk
+from rwkv.model.loss import LossModel
 from rwkv.model.state import State
-
-# (tokens, state, reset, targets, weight) -> (loss, state): `rwkv.model.loss.LossModel`, however wrapped
-Model = Callable[..., tuple[Tensor | None, State]]
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -56,9 +53,10 @@ class Bptt:
     """
 
     def __init__(
-        self, model: Model, batch: Batch, state: State, settings: Settings, denominator: float, want_state_grad: bool = False
+        self, model: LossModel | Eager, batch: Batch, state: State, settings: Settings, denominator: float, want_state_grad: bool = False
     ):
-        self.model, self.batch, self.settings, self.denominator = model, batch, settings, denominator
+        self.runner = model if isinstance(model, Eager) else Eager(model)
+        self.batch, self.settings, self.denominator = batch, settings, denominator
         self.device = state.wkv.device
         self.n = batch.chunks(settings.ctx_len)
         self.size = min(settings.window or self.n, self.n)
@@ -112,14 +110,12 @@ class Bptt:
     def _chunk(self, i: int) -> Chunk:
         return self.batch.chunk(i, self.settings.ctx_len, self.denominator, self.device)
 
-    @torch.no_grad()
     def _next_state(self, i: int, state: State) -> State:
-        chunk = self._chunk(i)
-        return self.model(chunk.tokens, state, chunk.reset)[1]
+        return self.runner.forward(self._chunk(i), state)
 
     def _forward(self) -> None:
         if self.settings.recompute:
-            self.current, kept = layerwise.forward(self.model, self._chunk(self.at), self.current)
+            self.current, kept = layerwise.forward(self.runner.model, self._chunk(self.at), self.current)
             self._keep(self.at, kept)
         else:
             self.current = self._next_state(self.at, self.current)
@@ -140,7 +136,7 @@ class Bptt:
     def _kept_inputs(self, i: int, chunk: Chunk, state: State) -> list[Tensor]:
         """What entered the blocks of chunk i: as kept, or computed again."""
         if i < self.kept_from or i == self.last:
-            end, kept = layerwise.forward(self.model, chunk, state)
+            end, kept = layerwise.forward(self.runner.model, chunk, state)
             if i == self.last:
                 self.current = end
             return kept
@@ -151,9 +147,12 @@ class Bptt:
         chunk = self._chunk(i)
         state = self._store.get(i - self.first)
         if self.settings.recompute:
-            loss, self.grad = layerwise.backward(self.model, chunk, state, self._kept_inputs(i, chunk, state), self.grad)
+            loss, self.grad = layerwise.backward(self.runner.model, chunk, state, self._kept_inputs(i, chunk, state), self.grad)
         else:
-            loss = self._backward_whole(i, chunk, state)
+            # nobody asks for the gradient of the first chunk's initial state but `want_state_grad`
+            loss, end, self.grad = self.runner.backward(chunk, state, self.grad, i > self.first or (self.want_state_grad and i == 0))
+            if i == self.last:
+                self.current = end
         self.loss += loss
         if i > self.first:
             self.down -= 1
@@ -161,23 +160,6 @@ class Bptt:
         if self.want_state_grad and i == 0:
             self.d_state = State(*self.grad)
         self._open(self.last + 1, self.current)
-
-    def _backward_whole(self, i: int, chunk: Chunk, state: State) -> Tensor:
-        """The chunk in one graph. Returns its loss; sets the gradient of its initial state."""
-        # the first chunk's own state is a leaf only if somebody asks for its gradient
-        start = state.leaf() if i > self.first or (self.want_state_grad and i == 0) else state
-        loss, end = self.model(chunk.tokens, start, chunk.reset, chunk.targets, chunk.weight)
-        if i == self.last:
-            self.current = end.detach()
-        if self.grad is None:
-            loss.backward()
-        else:
-            # one scalar whose gradient is that of the loss and, through the final state, of all chunks behind
-            behind = sum((x * g).sum(dtype=loss.dtype) for x, g in zip(end.tensors(), self.grad, strict=True))
-            (loss + behind).backward()
-        if start is not state:
-            self.grad = [torch.zeros_like(x) if x.grad is None else x.grad for x in start.tensors()]
-        return loss.detach()
 
     def state_dict(self) -> dict:
         """All that another process needs to go on from here, besides the parameter gradients: plain numbers and tensors."""
@@ -205,7 +187,7 @@ class Bptt:
         self._store.restore(saved["states"])
 
 
-def gradient(model: Model, batch: Batch, state: State, settings: Settings, denominator: float, want_state_grad: bool = False) -> Bptt:
+def gradient(model: LossModel | Eager, batch: Batch, state: State, settings: Settings, denominator: float, want_state_grad: bool = False) -> Bptt:
     """The whole gradient in one call: parameter gradients are added to `.grad`; see `Bptt` for what is returned."""
     bptt = Bptt(model, batch, state, settings, denominator, want_state_grad)
     while not bptt.done:

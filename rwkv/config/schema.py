@@ -100,6 +100,7 @@ class Bptt:
     depth: Count  # truncated: chunks that a gradient goes back through
     states: Literal["auto", "device", "host", "disk", "sqrt"]  # exact: where the states at chunk boundaries are kept
     recompute: Bool  # activation checkpointing: one block's graph at a time
+    graphs: Bool  # on a CUDA device whole chunks are launched as CUDA graphs: faster for small models, more memory
 
 
 @dataclass(config=_STRICT, frozen=True)

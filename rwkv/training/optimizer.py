@@ -59,8 +59,18 @@ class Optimizer:
         self.zero_grad()
 
     def zero_grad(self) -> None:
+        """On a GPU the tensors stay and are zeroed, for captured graphs add into them."""
         for tensor in (*self.masters.values(), *self.params.values()):
-            tensor.grad = None
+            if tensor.grad is not None and tensor.is_cuda:
+                tensor.grad.zero_()
+            else:
+                tensor.grad = None
+
+    def take_grads(self) -> dict[str, Tensor]:
+        """The gradients by parameter name, of those that have any; none are left."""
+        grads = {n: m.grad.clone() for n, m in self.masters.items() if m.grad is not None}
+        self.zero_grad()
+        return grads
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Adam's moments and step counts by parameter name."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from rwkv.bptt.certificate import BOUNDS, Certificate, certify
+from rwkv.bptt.chunks import runner
 from rwkv.bptt.engine import Settings
 from rwkv.config.schema import TrainConfig
 from rwkv.model.loss import LossModel
@@ -30,12 +30,7 @@ def certificates(cfg: TrainConfig, size: Size, settings: Settings, lengths: list
     model = LossModel(rwkv.to(device, dtype), cfg.optim.l2wrap)
     optimizer = Optimizer(rwkv, rwkv.optimizer_groups(), betas=cfg.optim.betas, eps=cfg.optim.eps, weight_decay=0.0)
 
-    def collect() -> dict[str, Tensor]:
-        grads = {n: m.grad for n, m in optimizer.masters.items() if m.grad is not None}
-        optimizer.zero_grad()
-        return grads
-
     zero = State.zeros(size, ROWS, dtype, "cpu")
     state = zero.map(lambda x: torch.randn(x.shape, generator=generator).to(x.dtype)).to(device)
     for length in lengths:
-        yield certify(model, collect, state, settings, length, size.vocab_size, BOUNDS[dtype], cfg.seed)
+        yield certify(runner(model, cfg.bptt.graphs), optimizer.take_grads, state, settings, length, size.vocab_size, BOUNDS[dtype], cfg.seed)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rwkv.bptt.chunks import runner
 from rwkv.bptt.engine import Settings
 from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
@@ -51,6 +52,7 @@ class Session:
         self.dtype = DTYPES[cfg.precision.weights]
         check_fit(cfg, self.size, ranks.device)
         self.model = self._make_model()
+        self.runner = runner(self.model, cfg.bptt.graphs)
         self.optimizer = Optimizer(
             self.model.rwkv,
             self.model.rwkv.optimizer_groups(),
@@ -75,7 +77,7 @@ class Session:
 
     def next_step(self) -> Step:
         """The optimizer step to do next, from where a checkpoint left it."""
-        step = Step(self.model, self.data, self.step, self.cfg.layout.accumulate, self.carry, self.settings, self.ranks)
+        step = Step(self.runner, self.data, self.step, self.cfg.layout.accumulate, self.carry, self.settings, self.ranks)
         if self.unfinished:
             saved, grads = self.unfinished
             step.load_state_dict(saved)

@@ -2,9 +2,9 @@
 
 import torch
 
+from rwkv.bptt.chunks import Eager
 from rwkv.bptt.engine import Bptt, Settings
 from rwkv.data.layout import Batch, Documents, Stream
-from rwkv.model.loss import LossModel
 from rwkv.model.state import State
 from rwkv.training.ranks import Ranks
 
@@ -18,9 +18,9 @@ class Step:
     """
 
     def __init__(
-        self, model: LossModel, data: Stream | Documents, index: int, accumulate: int, carry: State, settings: Settings, ranks: Ranks
+        self, runner: Eager, data: Stream | Documents, index: int, accumulate: int, carry: State, settings: Settings, ranks: Ranks
     ):
-        self.model, self.settings, self.ranks, self.carry = model, settings, ranks, carry
+        self.runner, self.settings, self.ranks, self.carry = runner, settings, ranks, carry
         self.batches = [data.batch(index * accumulate + i) for i in range(accumulate)]
         self.denominator = max(1, sum(b.predicted for b in self.batches))
         self.tokens = sum(b.count for b in self.batches)
@@ -35,7 +35,7 @@ class Step:
     def _open(self) -> None:
         batch = self.batches[self.micro].rows(self.ranks.rank, self.ranks.world)
         zero = self.carry.map(torch.zeros_like)
-        self.bptt = Bptt(self.model, batch, self.carry if batch.carry else zero, self.settings, self.denominator)
+        self.bptt = Bptt(self.runner, batch, self.carry if batch.carry else zero, self.settings, self.denominator)
 
     @property
     def done(self) -> bool:

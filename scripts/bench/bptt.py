@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rwkv.bptt.certificate import BOUNDS, certify  # noqa: E402
+from rwkv.bptt.chunks import Eager, runner  # noqa: E402
 from rwkv.bptt.engine import Bptt, Settings  # noqa: E402
 from rwkv.data.layout import Batch  # noqa: E402
 from rwkv.kernels import registry  # noqa: E402
@@ -37,6 +38,7 @@ SIZES = {
     "0.4b": Size(24, 1024, 65536, LoraRank(64, 64, 32, 128)),
 }
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+GRAPHS = "--no-graphs" not in sys.argv
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -58,7 +60,7 @@ def count(text: str) -> int:
     return int(float(text[:-1]) * scale) if scale else int(text)
 
 
-def make(size: Size, dtype: torch.dtype) -> tuple[LossModel, Optimizer]:
+def make(size: Size, dtype: torch.dtype) -> tuple[Eager, Optimizer]:
     with torch.device("meta"):
         rwkv = RWKV(size)
     rwkv = rwkv.to_empty(device="cpu").init_weights(0)
@@ -67,7 +69,7 @@ def make(size: Size, dtype: torch.dtype) -> tuple[LossModel, Optimizer]:
         for p in rwkv.parameters():  # at the official initialisation most gradients are zero
             p += 0.02 * torch.randn(p.shape, generator=generator)
     model = LossModel(rwkv.to(DEVICE, dtype))
-    return model, Optimizer(rwkv, rwkv.optimizer_groups(), betas=(0.9, 0.99), eps=1e-18, weight_decay=0.0)
+    return runner(model, GRAPHS), Optimizer(rwkv, rwkv.optimizer_groups(), betas=(0.9, 0.99), eps=1e-18, weight_decay=0.0)
 
 
 def document(length: int, vocab: int, rows: int = 1) -> Batch:
@@ -83,24 +85,20 @@ def errors(report: Report) -> None:
         size = SIZES["micro"]
         model, optimizer = make(size, dtype)
 
-        def collect(optimizer=optimizer):
-            grads = {n: m.grad for n, m in optimizer.masters.items() if m.grad is not None}
-            optimizer.zero_grad()
-            return grads
-
         state = State.zeros(size, 2, dtype, DEVICE).map(torch.randn_like)
-        found = [certify(model, collect, state, Settings(256), n, size.vocab_size, BOUNDS[dtype]) for n in (600, 2048)]
+        found = [certify(model, optimizer.take_grads, state, Settings(256), n, size.vocab_size, BOUNDS[dtype]) for n in (600, 2048)]
         report.add(f"| {name} | " + " | ".join(f"{c.total:.1e}" for c in found) + f" | {BOUNDS[dtype]:.0e} |")
 
 
-def run(model: LossModel, optimizer: Optimizer, batch: Batch, settings: Settings) -> float:
+def run(runs: Eager, optimizer: Optimizer, batch: Batch, settings: Settings) -> float:
     """Seconds of one gradient."""
+    model = runs.model
     size = model.rwkv.size
     optimizer.zero_grad()
     state = State.zeros(size, len(batch.tokens), model.rwkv.emb.weight.dtype, DEVICE)
     synchronize()
     start = time.perf_counter()
-    bptt = Bptt(model, batch, state, settings, batch.predicted)
+    bptt = Bptt(runs, batch, state, settings, batch.predicted)
     while not bptt.done:
         bptt.advance()
     synchronize()
@@ -137,7 +135,7 @@ def ratios(report: Report, size: Size, dtype: torch.dtype, ctx: int, chunks: int
 def lengths(report: Report, size: Size, dtype: torch.dtype, ctx: int, tokens: list[int], kinds: list[str]) -> None:
     """One document of each length: tokens a second, and the most memory."""
     model, optimizer = make(size, dtype)
-    n = count_parameters(model)
+    n = count_parameters(model.model)
     report.add("", f"**One document, exact gradient: {size.n_layer} x {size.n_embd}, {n:,} parameters, chunks of {ctx}**", "")
     report.add("| tokens | states | seconds | tokens/s | peak memory | of it states |", "|---|---|---|---|---|---|")
     run(model, optimizer, document(2 * ctx, size.vocab_size), Settings(ctx))
@@ -164,12 +162,13 @@ def main() -> None:
     parser.add_argument("--kinds", default="host,device,sqrt")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
     parser.add_argument("--write", type=Path, help="file for the tables")
     args = parser.parse_args()
     size, dtype = SIZES[args.size], DTYPES[args.dtype]
     sample = torch.empty(1, args.ctx, size.n_head, size.head_size, dtype=dtype, device=DEVICE)
     kernel = registry.chosen("wkv7", "auto", sample)
-    lines = [f"# Exact BPTT on {device_name()}", "", f"{datetime.date.today()}, torch {torch.__version__}, {args.dtype}, wkv7 kernel: {kernel}"]
+    lines = [f"# Exact BPTT on {device_name()}", "", f"{datetime.date.today()}, torch {torch.__version__}, {args.dtype}, wkv7 kernel: {kernel}, CUDA graphs: {GRAPHS and DEVICE.type == 'cuda'}"]
     report = Report(args.write)
     report.add(*lines)
     errors(report)

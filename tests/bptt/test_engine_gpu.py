@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from rwkv.bptt.chunks import Eager, Graphed
 from rwkv.bptt.engine import Settings, gradient
 from rwkv.memory import peak_bytes
 from rwkv.model.loss import LossModel
@@ -16,20 +17,23 @@ from tests.bptt.test_engine import grads, make_batch, make_model, make_state, wh
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("way", ["plain", "recompute", "graphs"])
 @pytest.mark.parametrize("states", ["device", "host", "disk", "sqrt", "auto"])
-def test_equals_one_backward_on_the_cpu(states, recompute, tmp_path):
+def test_equals_one_backward_on_the_cpu(states, way, tmp_path):
     model, batch = make_model(), make_batch(length=400)
     state = make_state(model)
     loss, want, end, d_state = whole(model, batch, state)
     model.zero_grad()
     gpu = copy.deepcopy(model).cuda()
-    settings = Settings(8, None, states, tmp_path, recompute)
-    got = gradient(gpu, batch, state.map(torch.Tensor.cuda), settings, batch.predicted, want_state_grad=True)
+    settings = Settings(8, None, states, tmp_path, way == "recompute")
+    runs = Graphed(gpu, after=2) if way == "graphs" else Eager(gpu)
+    got = gradient(runs, batch, state.map(torch.Tensor.cuda), settings, batch.predicted, want_state_grad=True)
     assert worst({n: g.cpu() for n, g in grads(gpu).items()}, want) < 1e-11
     assert abs(got.loss.cpu() - loss) < 1e-11
     torch.testing.assert_close(got.final.wkv.cpu(), end.wkv, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(got.d_state.wkv.cpu(), d_state[1], rtol=1e-9, atol=1e-11)
+    if way == "graphs":
+        assert len(runs.graphs) == 2 and runs.able
 
 
 def big(dtype):
@@ -43,14 +47,15 @@ def big(dtype):
     return model, State.zeros(size, 12, dtype, "cuda")
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_host_states_are_complete_when_read(recompute):
+@pytest.mark.parametrize("way", ["plain", "recompute", "graphs"])
+def test_host_states_are_complete_when_read(way):
     model, state = big(torch.float32)
     batch = make_batch(rows=12, length=16 * 40 + 5, resets=False)
     found = {}
     for kind in ("device", "host"):
         model.zero_grad()
-        done = gradient(model, batch, state, Settings(16, None, kind, recompute=recompute), batch.predicted, want_state_grad=True)
+        runs = Graphed(model, after=2) if way == "graphs" else Eager(model)
+        done = gradient(runs, batch, state, Settings(16, None, kind, recompute=way == "recompute"), batch.predicted, want_state_grad=True)
         found[kind] = {**grads(model), "state": done.d_state.wkv}
     assert worst(found["host"], found["device"]) < 1e-6
 
