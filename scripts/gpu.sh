@@ -7,7 +7,7 @@ out=${1:-scripts/bench/results}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$out"
 failed=0
-"$python" -m pytest -m gpu -rs || failed=1
-"$python" scripts/bench/wkv7_gpu.py --write "$out/wkv7-gpu.json" || failed=1
-"$python" scripts/bench/bptt.py --write "$out/bptt-gpu.md" ${LENGTHS:+--lengths "$LENGTHS"} || failed=1
+"$python" scripts/bench/bptt.py --lengths 64k,1M,16M --write "$out/bptt-gpu.md" || failed=1
+PYTHONPATH=. "$python" scripts/bench/wkv7_gpu.py | tee "$out/wkv7-gpu.txt" || failed=1
+"$python" -m pytest -m gpu -rs 2>&1 | tee "$out/tests-gpu.txt" || failed=1
 exit $failed
