@@ -1,6 +1,7 @@
 """python -m rwkv.certify [group=option ...] [key=value ...] [--lengths=N,N]: prove that these settings give the exact gradient."""
 
 import sys
+from pathlib import Path
 
 from rwkv.config import cli
 from rwkv.errors import ConfigError
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
     cfg = load(overrides)
     check(cfg, reads_data=False)
 
+    from rwkv.checkpoint import official
     from rwkv.config.derived import size_of
     from rwkv.config.vocab import VOCAB_SIZES
     from rwkv.data import tokenizer
@@ -37,7 +39,8 @@ def main(argv: list[str]) -> int:
 
     device = Ranks(cfg.strategy).device
     vocab = VOCAB_SIZES.get(cfg.tokenizer.kind) or tokenizer.build(cfg.tokenizer.kind, cfg.tokenizer.path).vocab_size
-    size, ctx = size_of(cfg, vocab), cfg.ctx_len.tokens
+    found = official.size_of(official.load(Path(cfg.model.path))) if cfg.model.path else None
+    size, ctx = size_of(cfg, vocab, found), cfg.ctx_len.tokens
     lengths = lengths or [2 * ctx, 7 * ctx // 2, 6 * ctx]
     if min(lengths) <= ctx:
         raise ConfigError(f"--lengths={min(lengths)}: one chunk of ctx_len={ctx} has all of it; compare documents of more than one chunk")
@@ -47,7 +50,7 @@ def main(argv: list[str]) -> int:
             f"one backward over {max(lengths)} tokens does not fit: it needs about {need}, and {human(free)} are free on {device}; "
             "give shorter --lengths=, a shorter ctx_len or a smaller model"
         )
-    print(f"RWKV-{cfg.arch.version[1:]} {size.n_layer} x {size.n_embd}, {cfg.precision.weights}, chunks of {ctx}, bptt {gradient_name(cfg)}, on {device}")
+    print(f"RWKV-{size.version[1:]} {size.n_layer} x {size.n_embd}, {cfg.precision.weights}, chunks of {ctx}, bptt {gradient_name(cfg)}, on {device}")
     print("relative error of the gradient, chunked against one backward over the whole document")
     all_passed = True
     for c in certificates(cfg, size, settings_of(cfg, None), lengths, device, DTYPES[cfg.precision.weights]):

@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
     if out.exists():
         raise ConfigError(f"{out}: exists already; delete it, or name another file")
 
+    from rwkv.config.check import check
     from rwkv.config.compose import load
 
     cfg = load([a for a in overrides if a != paths[0]])
@@ -32,12 +33,15 @@ def main(argv: list[str]) -> int:
     from rwkv.model.rwkv import RWKV, count_parameters
 
     vocab = VOCAB_SIZES.get(cfg.tokenizer.kind) or tokenizer.build(cfg.tokenizer.kind, cfg.tokenizer.path).vocab_size
+    if cfg.model.path:
+        raise ConfigError("model.path: a blank model is made from sizes, not from a file; python -m rwkv.convert copies one")
+    check(cfg, reads_data=False)
     size = size_of(cfg, vocab)
     with torch.device("meta"):
         model = RWKV(size)
     model = model.to_empty(device="cpu").init_weights(cfg.seed)
     official.save(dict(model.named_parameters()), out)
-    print(f"{out}: RWKV-{cfg.arch.version[1:]} {size.n_layer} x {size.n_embd}, vocabulary {size.vocab_size}, {count_parameters(model):,} parameters, bf16")
+    print(f"{out}: RWKV-{size.version[1:]} {size.n_layer} x {size.n_embd}, vocabulary {size.vocab_size}, {count_parameters(model):,} parameters, bf16")
     return 0
 
 

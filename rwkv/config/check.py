@@ -17,7 +17,10 @@ def check(cfg: TrainConfig, reads_data: bool = True) -> None:
 
 def _rules(cfg: TrainConfig):
     m, world = cfg.model, (cfg.strategy.devices if isinstance(cfg.strategy.devices, int) else 1) * cfg.strategy.nodes
-    yield cfg.arch.version != "v4" and m.n_embd % m.head_size != 0, f"model.n_embd={m.n_embd} is not a multiple of model.head_size={m.head_size}"
+    blank = [f"model.{n}" for n in ("n_layer", "n_embd", "head_size") if getattr(m, n) is None] + (["arch.version"] if cfg.arch.version is None else [])
+    yield bool(blank) and m.path is None, f"{', '.join(blank)} not set: with model=from_file a file is needed: model.path=FILE_OR_RUN"
+    uneven = cfg.arch.version != "v4" and m.n_embd and m.head_size and m.n_embd % m.head_size != 0
+    yield uneven, f"model.n_embd={m.n_embd} is not a multiple of model.head_size={m.head_size}"
     yield (
         cfg.strategy.kind not in BUILT_STRATEGIES,
         f"strategy={cfg.strategy.kind} is not built yet; today: {', '.join(BUILT_STRATEGIES)} (it composes: --cfg job)",

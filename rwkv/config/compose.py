@@ -160,7 +160,9 @@ def load(overrides: list[str]) -> TrainConfig:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(str(error).split("\nfull_key")[0]) from error
     if tree["name"] is None:
-        tree["name"] = "-".join([choices["arch"], choices["model"], choices["data"]])
+        origin = tree["model"]["path"]
+        model = [Path(str(origin)).stem] if origin else [choices["arch"], choices["model"]]
+        tree["name"] = "-".join([*model, choices["data"]])
     return convert(tree, overrides)
 
 

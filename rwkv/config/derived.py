@@ -3,20 +3,35 @@
 import dataclasses
 
 from rwkv.config.schema import TrainConfig
+from rwkv.errors import ConfigError
 from rwkv.model.size import FinchRank, LoraRank, Size
 
 
-def size_of(cfg: TrainConfig, tokenizer_vocab: int) -> Size:
-    """`model=` with what it leaves open filled in: the vocabulary is the tokenizer's, ranks follow the official rule."""
-    m = cfg.model
+def size_of(cfg: TrainConfig, tokenizer_vocab: int, found: Size | None = None) -> Size:
+    """The model's size: that of the file `model.path`, if its size `found` is given, else `model=` with what it leaves
+    open filled in: the vocabulary is the tokenizer's, ranks follow the official rule.
+
+    Raises:
+        ConfigError: settings that contradict the file, or a vocabulary smaller than the tokenizer's.
+    """
+    m, version = cfg.model, cfg.arch.version
+    if found is not None:
+        wanted = {"arch.version": version, **{f"model.{n}": getattr(m, n) for n in ("n_layer", "n_embd", "head_size", "vocab_size")}}
+        has = {"arch.version": found.version, **{f"model.{n}": getattr(found, n) for n in ("n_layer", "n_embd", "head_size", "vocab_size")}}
+        wrong = [f"{key}={want}, but {m.path} has {has[key]}" for key, want in wanted.items() if want is not None and want != has[key]]
+        if found.vocab_size < tokenizer_vocab:
+            wrong.append(f"{m.path} has a vocabulary of {found.vocab_size}, tokenizer={cfg.tokenizer.kind} one of {tokenizer_vocab}; choose the model's tokenizer=")
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+        return found
     rank = None
-    if cfg.arch.version == "v7":
+    if version == "v7":
         rank = LoraRank(**dataclasses.asdict(m.lora_rank)) if m.lora_rank else LoraRank.default(m.n_embd)
-    elif cfg.arch.version == "v6":
+    elif version == "v6":
         rank = FinchRank.default(m.n_embd)
-    return Size(m.n_layer, m.n_embd, m.vocab_size or tokenizer_vocab, rank, m.head_size, cfg.arch.version)
+    return Size(m.n_layer, m.n_embd, m.vocab_size or tokenizer_vocab, rank, m.head_size, version)
 
 
-def peak_lr(cfg: TrainConfig) -> float:
+def peak_lr(cfg: TrainConfig, size: Size) -> float:
     """`optim.lr`, or the rule of thumb of the RWKV wiki: 0.45 / n_embd."""
-    return cfg.optim.lr or 0.45 / cfg.model.n_embd
+    return cfg.optim.lr or 0.45 / size.n_embd

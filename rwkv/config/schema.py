@@ -45,7 +45,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 @dataclass(config=_STRICT, frozen=True)
 class Arch:
-    version: Literal["v4", "v5.0", "v5.1", "v5", "v6", "v7"]  # v5 is 5.2
+    version: Literal["v4", "v5.0", "v5.1", "v5", "v6", "v7"] | None  # v5 is 5.2; null: that of model.path
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -58,10 +58,12 @@ class LoraRanks:
 
 @dataclass(config=_STRICT, frozen=True)
 class Model:
-    n_layer: Count
-    n_embd: Count
-    head_size: Count
-    vocab_size: Count | None  # null: the tokenizer's
+    path: Text | None  # a model file or run to go on from; null: from scratch
+    partial: Bool  # of a file, take what fits: what it lacks is initialised, what it has too much is left out, both listed
+    n_layer: Count | None  # null, as the following: that of the file
+    n_embd: Count | None
+    head_size: Count | None
+    vocab_size: Count | None  # null: the file's, or the tokenizer's
     lora_rank: LoraRanks | None  # of v7; null: the official trainer's rule
     kernel: Text  # backend of the recurrence: auto, or a name that `python -m rwkv.train` lists when it is wrong
 

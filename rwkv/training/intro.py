@@ -21,7 +21,9 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     ranks = f" x {session.ranks.world} processes" if session.ranks.world > 1 else ""
     corpus, val = session.train_corpus, session.val_corpus
     held = f"; {len(val.tokens):,} tokens of {len(val)} held out" if val else "; nothing held out for validation"
-    display.say(f"model  RWKV-{cfg.arch.version[1:]} {size.n_layer} x {size.n_embd}, {count_parameters(session.model):,} parameters, {cfg.precision.weights}")
+    display.say(f"model  RWKV-{size.version[1:]} {size.n_layer} x {size.n_embd}, {count_parameters(session.model):,} parameters, {cfg.precision.weights}")
+    if cfg.model.path:
+        display.say(f"from   {cfg.model.path}{session.differences}")
     display.say(f"data   {len(corpus.tokens):,} tokens of {len(corpus)} documents{held}")
     display.say(f"steps  {rows_text(session)}")
     display.say(f"bptt   {gradient_text(session)}")

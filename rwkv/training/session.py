@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rwkv.bptt.chunks import runner
 from rwkv.bptt.engine import Settings
-from rwkv.checkpoint import store
+from rwkv.checkpoint import official, store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.schema import TrainConfig
 from rwkv.config.derived import peak_lr, size_of
@@ -38,6 +38,7 @@ class Session:
     Attributes:
         step, tokens: optimizer steps done, and tokens read in them.
         carry: the state of this rank's rows, from step to step.
+        differences: of `model.path` from the model, in words, where `model.partial` allows them.
         seconds: spent training, over all processes that had a part in it.
     """
 
@@ -45,7 +46,9 @@ class Session:
         self.cfg, self.ranks, self.folder = cfg, ranks, folder
         torch.manual_seed(cfg.seed)
         self.tokenizer = tokenizer.build(cfg.tokenizer.kind, cfg.tokenizer.path)
-        self.size = size_of(cfg, self.tokenizer.vocab_size)
+        self.differences = ""
+        self.given = official.load(Path(cfg.model.path)) if cfg.model.path else None
+        self.size = size_of(cfg, self.tokenizer.vocab_size, official.size_of(self.given) if self.given else None)
         self.train_corpus, self.val_corpus, self.fingerprint = read_data(cfg, self.tokenizer, self.size.vocab_size)
         self.data = make_layout(cfg, self.train_corpus)
         self.settings = settings_of(cfg, folder.path if folder else None, ranks.world // cfg.strategy.nodes)
@@ -70,6 +73,9 @@ class Session:
         with torch.device("meta"):
             rwkv = RWKV(self.size, self.cfg.model.kernel)
         rwkv = rwkv.to_empty(device="cpu").init_weights(self.cfg.seed)
+        if self.given:
+            self.differences = official.fill(rwkv, self.given, self.cfg.model.partial)
+            self.given = None
         return LossModel(rwkv.to(self.ranks.device, self.dtype), self.cfg.optim.l2wrap)
 
     def zero_state(self, rows: int) -> State:
@@ -88,7 +94,7 @@ class Session:
 
     def learning_rate(self) -> float:
         s = self.cfg.schedule
-        return learning_rate(s.kind, peak_lr(self.cfg), s.final, s.warmup_steps, self.step, self.tokens, self.tokens_per_step, self.cfg.trainer.tokens)
+        return learning_rate(s.kind, peak_lr(self.cfg, self.size), s.final, s.warmup_steps, self.step, self.tokens, self.tokens_per_step, self.cfg.trainer.tokens)
 
     @property
     def tokens_per_step(self) -> float:
