@@ -23,7 +23,7 @@ Writer = Callable[[Path], None]
 
 
 def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: int) -> Path:
-    """Write one checkpoint and drop all but the newest `keep`.
+    """Write one checkpoint, drop those of later points, which another past led to, and all but the newest `keep`.
 
     Args:
         root: the run's folder of checkpoints.
@@ -33,7 +33,7 @@ def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: int
     Raises:
         CheckpointError: it could not be written (disk full, folder not writable); older ones are as they were.
     """
-    final = root / (f"step-{step:08d}" + (f"+{work:06d}" if work else ""))
+    final = root / name_of(step, work)
     temp = root / f".writing-{final.name}-{os.getpid()}"
     try:
         temp.mkdir(parents=True)
@@ -50,11 +50,17 @@ def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: int
         os.replace(temp, final)
         _sync(root)
     except Exception as error:  # safetensors raises its own types for a full disk
-        shutil.rmtree(temp, ignore_errors=True)
+        clean(root)
         raise CheckpointError(f"checkpoint {final} could not be written: {error}; older checkpoints are as they were") from error
-    for old in [*points(root)[keep:], *root.glob(".old-*")]:
+    found = points(root)
+    mine = found.index(final)
+    for old in [*found[:mine], *found[mine + keep :], *root.glob(".old-*")]:
         _remove(old)
     return final
+
+
+def name_of(step: int, work: int) -> str:
+    return f"step-{step:08d}" + (f"+{work:06d}" if work else "")
 
 
 def points(root: Path) -> list[Path]:
@@ -107,7 +113,12 @@ def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def clean(root: Path) -> None:
-    """Remove what a killed save left. Only under the run's lock."""
+    """Remove what a killed save left; a point that it was replacing comes back. Only under the run's lock."""
+    for old in root.glob(".old-*"):
+        final = root / old.name.removeprefix(".old-").rpartition("-")[0]
+        if not final.exists():  # killed between the two renames
+            with suppress(OSError):
+                os.replace(old, final)
     for leftover in (*root.glob(".writing-*"), *root.glob(".old-*"), *root.glob(".removing-*")):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -42,6 +42,43 @@ def test_the_same_point_again_replaces_it(tmp_path):
     assert os.listdir(tmp_path) == ["step-00000001"]
 
 
+def test_a_save_replaces_the_future_it_was_resumed_before(tmp_path):
+    """Damaged newer points, and one of another number of ranks, are not kept in place of the one just written."""
+    for step, work in ((20, 0), (30, 7), (30, 0)):
+        store.save(tmp_path, step, work, writers(step), keep=9)
+    store.save(tmp_path, 30, 12, writers(30), keep=9)
+    (tmp_path / "step-00000030" / "progress.json").write_text("damaged")
+    written = store.save(tmp_path, 25, 0, writers(25), keep=1)
+    assert names(tmp_path) == [written.name] == ["step-00000025"]
+    store.save(tmp_path, 25, 40, writers(25), keep=2)
+    store.save(tmp_path, 25, 16, writers(25), keep=2)
+    assert names(tmp_path) == ["step-00000025+000016", "step-00000025"]
+
+
+@pytest.mark.parametrize("replaced", ["step-00000001", "step-00000001+000005"])
+def test_killed_between_the_two_renames(replaced, tmp_path):
+    point = store.save(tmp_path, 1, 5 if "+" in replaced else 0, writers(1), keep=1)
+    point.rename(tmp_path / f".old-{replaced}-123")
+    (tmp_path / f".writing-{replaced}-123").mkdir()
+    store.clean(tmp_path)
+    assert os.listdir(tmp_path) == [replaced] and store.newest_good(tmp_path, print) == point
+
+
+def test_a_rename_that_fails_leaves_the_point_that_was_there(tmp_path, monkeypatch):
+    store.save(tmp_path, 1, 0, writers(1), keep=1)
+    rename = os.replace
+
+    def fails(source, target):
+        if str(source).rpartition("/")[2].startswith(".writing"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        store.save(tmp_path, 1, 0, writers(2), keep=1)
+    assert os.listdir(tmp_path) == ["step-00000001"]
+
+
 def test_every_flipped_bit_is_detected(tmp_path):
     store.save(tmp_path, 1, 0, writers(1), keep=2)
     point = store.save(tmp_path, 2, 0, writers(2), keep=2)
