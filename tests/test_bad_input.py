@@ -10,7 +10,7 @@ import torch
 from rwkv import export, generate, init, train
 from rwkv.config import cli
 from rwkv.config.compose import conf_dir
-from tests.conftest import command, write_text
+from tests.conftest import command, tiny, write_text
 
 TRAIN = {
     "unknown group": (["modle=7b"], r"modle.*did you mean model"),
@@ -98,6 +98,14 @@ def test_train_refuses(case, files, capsys, tmp_path):
     err = refused(capsys, train.main, argv)
     assert re.search(message, err), err
     assert not list(tmp_path.glob("out/*/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(("every", "kept"), [(0, "there is no checkpoint"), (1, "the newest checkpoint is step-00000001, perhaps")])
+def test_a_loss_that_is_not_finite(every, kept, capsys, tmp_path):
+    """No checkpoint is praised: there may be none, or it may hold the weights that lead here."""
+    path = write_text(tmp_path / "text.txt")
+    err = refused(capsys, train.main, tiny("data=text", f"data.path={path}", f"out={tmp_path / 'out'}", "optim.lr=1e38", f"checkpoint.every={every}"))
+    assert re.search(rf"stopped before the weights changed; {kept}", err) and "A lower optim.lr" in err, err
 
 
 def test_a_typo_inside_an_experiment_names_the_file(capsys):

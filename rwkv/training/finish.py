@@ -4,6 +4,7 @@ import json
 import statistics
 import time
 
+from rwkv.checkpoint import store
 from rwkv.checkpoint.run import signature
 from rwkv.model.sampling import generate
 from rwkv.training import report
@@ -19,7 +20,9 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
     cfg, folder = session.cfg, session.folder
     seconds = session.clock()
     val_loss = session.validate()
-    session.save()
+    final = folder.checkpoints / store.name_of(session.step, 0)
+    if session.ranks.any(session.ranks.first and any(store.problems(final))):  # a run killed below has it already
+        session.save()
     if not session.ranks.first:
         return
     last = {"step": session.step, "tokens": session.tokens, "time": session.clock()}
@@ -28,7 +31,7 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
     log.write(last)
     records = read(folder.metrics)
     losses = [r["train/loss"] for r in records if "train/loss" in r]
-    train_loss = statistics.fmean(losses[-LAST:])
+    train_loss = statistics.fmean(losses[-LAST:]) if losses else None  # of a metrics.jsonl that was deleted
     rates = [r["tokens_per_sec"] for r in records if r.get("tokens_per_sec")]
     summary = {
         "step": session.step,
@@ -52,15 +55,16 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
     display.say(f"run    {folder.path}")
 
 
-def verdict(session: Session, display: Display, train_loss: float, val_loss: float | None) -> str | None:
-    """Say the final losses, beside the expected ones where the recipe, unchanged and on its own data, has them."""
+def verdict(session: Session, display: Display, train_loss: float | None, val_loss: float | None) -> str | None:
+    """Say the final losses there are, beside the expected ones where the recipe, unchanged and on its own data, has them."""
     expect = session.cfg.expect
     applies = expect is not None and expect.signature == signature(session.cfg) and expect.data == session.fingerprint
-    rows = [("training", train_loss, expect.train_loss if applies else None)]
-    if val_loss is not None:
-        rows.append(("validation", val_loss, expect.val_loss if applies else None))
+    wanted = (expect.train_loss, expect.val_loss) if applies else (None, None)
+    rows = zip(("training", "validation"), (train_loss, val_loss), wanted, strict=True)
     missed = []
     for name, got, wanted in rows:
+        if got is None:
+            continue
         beside = ""
         if wanted is not None:
             off = got - wanted

@@ -90,7 +90,7 @@ def fit(session: Session, stop: Stop, display: Display, log: MetricsLog | None) 
         if cfg.trainer.val_every and session.step % cfg.trainer.val_every == 0 and not last:
             record["val/loss"] = session.validate()
             recent = [(session.tokens, time.monotonic())]  # validation is not counted as training time
-        if log and (session.step % cfg.trainer.log_every == 0 or "val/loss" in record):
+        if log and (session.step % cfg.trainer.log_every == 0 or last or "val/loss" in record):
             log.write({**record, "tokens_per_sec": rate, "time": session.clock()})
         display.progress(session.step, session.tokens, loss, rate)
         if not last and breaks.between():
@@ -145,9 +145,11 @@ def optimizer_step(session: Session, step: Step) -> dict[str, float | int]:
     loss = ranks.sum(step.loss.clone()).item()
     norm = optimizer.clip(session.cfg.optim.clip).item()
     if not (math.isfinite(loss) and math.isfinite(norm)):
+        points = store.points(session.folder.checkpoints)
+        kept = f"; the newest checkpoint is {points[0].name}, perhaps one that leads here" if points else "; there is no checkpoint"
         raise TrainingError(
-            f"step {session.step + 1}: loss {loss}, gradient norm {norm}: stopped before the weights changed. "
-            "The last checkpoint is good; a lower optim.lr, a longer schedule.warmup_steps or precision=fp32 may help"
+            f"step {session.step + 1}: loss {loss}, gradient norm {norm}: stopped before the weights changed{kept}. "
+            "A lower optim.lr, a longer schedule.warmup_steps or precision=fp32 may help"
         )
     lr = session.learning_rate()
     optimizer.step(lr)
@@ -207,9 +209,11 @@ def plain(tree):
 
 def finished_message(folder: RunFolder) -> str:
     summary = json.loads(folder.summary.read_text())
-    val = f", validation {summary['val_loss']:.3f}" if summary.get("val_loss") is not None else ""
+    losses = {"loss": summary["train_loss"], "validation": summary["val_loss"]}
+    reached = "".join(f", {name} {loss:.3f}" for name, loss in losses.items() if loss is not None)
     return (
-        f"this run is finished: {summary['tokens']:,} tokens, loss {summary['train_loss']:.3f}{val}\n"
+        f"this run is finished: {summary['tokens']:,} tokens{reached}\n"
         f"  {folder.report}\n"
+        f"its data was {summary['data']} (the fingerprint); it was not read again to see whether it still is\n"
         f"another run: change a setting (seed=2); the same again: delete {folder.path}"
     )

@@ -29,8 +29,8 @@ def write_report(folder: RunFolder, cfg: TrainConfig, summary: dict, records: li
     speed = [(r["tokens"], r["tokens_per_sec"]) for r in records if r.get("tokens_per_sec")]
     norm = [(r["tokens"], r["grad_norm"]) for r in records if "grad_norm" in r]
     results = {
-        "training loss": f"{summary['train_loss']:.4f}",
-        "validation loss": "-" if summary["val_loss"] is None else f"{summary['val_loss']:.4f}",
+        "training loss": figure(summary["train_loss"]),
+        "validation loss": figure(summary["val_loss"]),
         "unigram entropy of the text": f"{summary['unigram']:.4f}",
         "tokens": f"{summary['tokens']:,}",
         "optimizer steps": f"{summary['step']:,}",
@@ -56,6 +56,10 @@ def write_report(folder: RunFolder, cfg: TrainConfig, summary: dict, records: li
     body = "\n".join(p for p in parts if p)
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(folder.path.name)}</title><style>{STYLE}</style>{body}</html>"
     folder.report.write_text(page)
+
+
+def figure(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
 
 
 def table(rows: dict[str, str], numbers: bool = False) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,28 @@ def test_ctrl_c_then_the_same_command(text, tmp_path, uninterrupted):
     assert_equal_runs(folder, uninterrupted)
     again = command("train", *args, cwd=tmp_path)
     assert again.returncode == 0 and "this run is finished" in again.stdout
+    fingerprint = json.loads((folder / "summary.json").read_text())["data"]
+    assert f"its data was {fingerprint} (the fingerprint); it was not read again" in again.stdout
+
+
+def test_killed_after_the_last_checkpoint_and_its_records_lost(text, tmp_path, uninterrupted):
+    """The end is done again, but not the checkpoint that it has already; a training loss that nobody recorded is left out."""
+    folder = tmp_path / "out" / uninterrupted.name
+    shutil.copytree(uninterrupted, folder)
+    (folder / "summary.json").unlink()
+    (folder / "metrics.jsonl").unlink()
+    before = store.points(folder / "checkpoints")[0].stat()
+    for _ in range(2):
+        done = command("train", *settings(text, tmp_path / "out"), cwd=tmp_path)
+        assert done.returncode == 0 and "training loss" not in done.stdout, done.stderr
+        assert store.points(folder / "checkpoints")[0].stat() == before
+    assert "this run is finished: 6,400 tokens, validation" in done.stdout
+
+
+def test_the_last_step_is_recorded_however_few_are(text, tmp_path):
+    done = command("train", *tiny("data=text", f"data.path={text}", f"out={tmp_path / 'out'}", "trainer.log_every=1000"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [step for step, _ in losses(run_folder(tmp_path / "out"))] == [20]
 
 
 def test_kill_at_any_moment(text, tmp_path, uninterrupted):
