@@ -11,6 +11,7 @@ from rwkv import export, generate, init, train
 from rwkv.config import cli
 from rwkv.config.compose import conf_dir
 from tests.conftest import command, tiny, write_text
+from tests.data.test_tokenizer import byte_level
 
 TRAIN = {
     "unknown group": (["modle=7b"], r"modle.*did you mean model"),
@@ -49,11 +50,19 @@ TRAIN = {
     "not an npy file": (["data=tokens", "data.path={tmp}/short.txt"], r"not a readable \.npy"),
     "tokens of floats": (["data=tokens", "data.path={tmp}/floats.npy"], r"wanted token ids"),
     "token outside the vocabulary": (["data=tokens", "data.path={tmp}/big.npy"], r"token id 60000 is outside the vocabulary of 257"),
+    "archive of arrays": (["data=tokens", "data.path={tmp}/several.npz"], r"several\.npz: an archive of several arrays.*np\.save"),
+    "broken archive": (["data=tokens", "data.path={tmp}/broken.npz"], r"broken\.npz: not a readable \.npy"),
+    "empty npy file": (["data=tokens", "data.path={tmp}/empty.npy"], r"empty\.npy: not a readable \.npy"),
+    "nothing but ends": (["data=tokens", "data.path={tmp}/zeros.npy"], r"nothing to predict: each of the 5,000 documents is one token"),
     "unknown tokenizer": (["tokenizer=wrold"], r"did you mean world"),
     "tokenizer without a file": (["tokenizer=hf"], r"needs tokenizer\.path"),
     "tokenizer file missing": (["tokenizer=hf", "tokenizer.path=no.json"], r"no\.json: cannot be read"),
     "tokenizer file of another kind": (["tokenizer=hf", "tokenizer.path={tmp}/short.txt"], r"not a tokenizer\.json"),
     "vocabulary too small": (["tokenizer=world", "model.vocab_size=300"], r"model\.vocab_size=300 is smaller than the 65536"),
+    "vocabulary of a file too small": (
+        ["tokenizer=hf", "tokenizer.path={tmp}/hf.json", "model.vocab_size=100"],
+        r"model\.vocab_size=100 is smaller than the \d+ tokens of tokenizer=hf",
+    ),
     "heads do not divide": (["model.n_embd=100"], r"n_embd=100 is not a multiple of model\.head_size=64"),
     "unknown kernel": (["model.kernel=warp"], r"kernel=warp: wkv7 has no such backend; it has"),
     "no such device": (["strategy.accelerator=cuda"], r"finds no CUDA device"),
@@ -74,6 +83,11 @@ def files(tmp_path_factory):
     (tmp / "folder").mkdir()
     (tmp / "short.txt").write_text("too short")
     write_text(tmp / "small.txt", 3000)
+    np.savez(tmp / "several.npz", a=np.ones(9), b=np.ones(9))
+    (tmp / "broken.npz").write_bytes((tmp / "several.npz").read_bytes()[:100])
+    (tmp / "empty.npy").touch()
+    np.save(tmp / "zeros.npy", np.zeros(5000, dtype=np.uint16))
+    byte_level(tmp / "hf.json", "<end>")
     np.save(tmp / "floats.npy", np.zeros(1000))
     np.save(tmp / "big.npy", np.full(1000, 60000, dtype=np.uint16))
     return tmp

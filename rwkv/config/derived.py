@@ -24,6 +24,8 @@ def size_of(cfg: TrainConfig, tokenizer_vocab: int, found: Size | None = None) -
         if wrong:
             raise ConfigError("\n".join(wrong))
         return found
+    if m.vocab_size and m.vocab_size < tokenizer_vocab:
+        raise ConfigError(f"model.vocab_size={m.vocab_size} is smaller than the {tokenizer_vocab} tokens of tokenizer={cfg.tokenizer.kind}")
     rank = None
     if version == "v7":
         rank = LoraRank(**dataclasses.asdict(m.lora_rank)) if m.lora_rank else LoraRank.default(m.n_embd)

@@ -4,9 +4,12 @@ Encoding takes bytes, so that any file can be read; decoding gives bytes, so tha
 """
 
 import ast
+import functools
 import hashlib
 import importlib.util
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -112,7 +115,11 @@ def _longest_match(tokens: list[bytes]) -> bytes:
 
 
 class HuggingFace:
-    """Any `tokenizer.json` of the library tokenizers. Bytes that are not UTF-8 are replaced, as it knows only text."""
+    """Any `tokenizer.json` of the library tokenizers whose id 0 is a special token, so that it can end documents.
+
+    Bytes that are not UTF-8 are replaced, as it knows only text. Each token is decoded by itself, so that text can be
+    written as it comes; where a file has its words parted by spaces, the first one has its space too.
+    """
 
     def __init__(self, path: str, option: str):
         from tokenizers import Tokenizer as Fast
@@ -123,15 +130,48 @@ class HuggingFace:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"tokenizer.path={path}: not a tokenizer.json (tokenizer={option}): {error}") from error
-        self.vocab_size = self.fast.get_vocab_size()
+        if END_OF_DOCUMENT not in self.fast.get_added_tokens_decoder():
+            token = self.fast.id_to_token(END_OF_DOCUMENT)
+            raise ConfigError(
+                f"tokenizer.path={path}: id 0 is {token!r}, a piece of text, and id 0 ends a document here; "
+                "take a tokenizer whose id 0 is a special token (in its added_tokens), or train one that has it first"
+            )
+        self.vocab_size = 1 + max(self.fast.get_vocab().values())  # ids may have gaps
         self.fingerprint = "hf-" + hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        decoder = json.loads(self.fast.to_str())["decoder"] or {}
+        self._decoders = {d["type"] for d in (decoder, *decoder.get("decoders", ())) if d}
+        self._piece = functools.cache(self._decode_one)
 
     def encode(self, text: bytes) -> np.ndarray:
         ids = self.fast.encode(text.decode("utf-8", "replace"), add_special_tokens=False).ids
         return np.array(ids, dtype=np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
     def decode(self, ids: list[int]) -> bytes:
-        return self.fast.decode([i for i in ids if i != END_OF_DOCUMENT], skip_special_tokens=False).encode()
+        return b"".join(self._piece(i) for i in ids if i != END_OF_DOCUMENT)
+
+    def _decode_one(self, i: int) -> bytes:
+        token = self.fast.id_to_token(i)
+        if token is None:
+            return b""
+        if "ByteLevel" in self._decoders:  # a character for each byte, but in added tokens
+            return bytes(_BYTE_OF[c] for c in token) if all(c in _BYTE_OF for c in token) else token.encode()
+        if "ByteFallback" in self._decoders and (byte := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)):
+            return bytes.fromhex(byte[1])
+        once, twice = (self.fast.decode([i] * n, skip_special_tokens=False) for n in (1, 2))
+        # beside another token it has the space that parts them: behind it where words end in a mark, else before it
+        return (twice[: len(twice) - len(once)] if "BPEDecoder" in self._decoders else twice[len(once) :]).encode()
+
+
+def _byte_characters() -> Iterator[tuple[str, int]]:
+    """GPT-2's character for each byte: itself where it prints, else one from 256 on."""
+    others = 256
+    for b in range(256):
+        prints = 33 <= b <= 126 or 161 <= b <= 255 and b != 173
+        yield chr(b if prints else others), b
+        others += not prints
+
+
+_BYTE_OF = dict(_byte_characters())
 
 
 def _read_text(file: Path) -> str:
