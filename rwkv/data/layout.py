@@ -100,19 +100,20 @@ class Stream:
         self._enter(epoch)
         start = step * self.step_tokens
         stop = min(start + self.step_tokens, self.lane)
-        at = np.arange(self.rows)[:, None] * self.lane + np.arange(start, stop + 1)
-        tokens, first = self._tokens[at], self._first[at]
+        at = np.arange(self.rows)[:, None] * self.lane + np.arange(start, stop + 1)  # in the epoch's documents, joined
+        nth = np.searchsorted(self._starts, at, side="right") - 1
+        inside = at - self._starts[nth]
+        tokens = self.corpus.tokens[self.corpus.offsets[self._order[nth]] + inside]  # the corpus may be larger than memory
+        first = inside == 0
         # a document's first token is no target: nothing before it may predict it
         return Batch(tokens, ~first[:, 1:], first[:, :-1], carry=step > 0 and not self.fresh)
 
     def _enter(self, epoch: int) -> None:
         if epoch == self._epoch:
             return
-        order = shuffled(len(self.corpus), self.seed, epoch) if self.shuffle else np.arange(len(self.corpus))
-        self._tokens = np.concatenate([self.corpus.document(i) for i in order])
-        sizes = np.diff(self.corpus.offsets)[order]
-        self._first = np.zeros(len(self._tokens), dtype=bool)
-        self._first[np.cumsum([0, *sizes[:-1]])] = True
+        self._order = shuffled(len(self.corpus), self.seed, epoch) if self.shuffle else np.arange(len(self.corpus))
+        sizes = np.diff(self.corpus.offsets)[self._order]
+        self._starts = np.cumsum(sizes) - sizes
         self._epoch = epoch
 
 

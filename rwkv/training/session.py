@@ -210,11 +210,11 @@ def read_data(cfg: TrainConfig, tok: tokenizer.Tokenizer, vocab_size: int):
     else:
         whole = corpora.tokenise(sources.read(cfg.data.kind, cfg.data.path, cfg.data.name), tok)
     train, val = corpora.split(whole, cfg.data.val_share)
+    if not train.predictable:
+        raise DataError(f"data={cfg.data.kind}: nothing to predict: each of the {len(train):,} documents is one token alone; use other data")
     ctx = cfg.ctx_len.tokens
     if len(train.tokens) <= ctx:
         raise DataError(f"the training text has {len(train.tokens)} tokens, fewer than one chunk (ctx_len={ctx}); use more text or a smaller ctx_len")
-    if val is not None and len(val.tokens) < 2:
-        raise DataError(f"data.val_share={cfg.data.val_share} leaves {len(val.tokens)} tokens to validate on; raise it, or set it to 0")
     return train, val, f"{whole.fingerprint}-{tok.fingerprint}"
 
 

@@ -1,9 +1,11 @@
 """What each optimizer step reads: everything once an epoch, nothing across documents, the same for any number of ranks."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from rwkv.data.corpus import Corpus, split, tokenise
+from rwkv.data.corpus import Corpus, load_tokens, split, tokenise
 from rwkv.data.layout import Documents, Stream, shuffled
 from rwkv.data.tokenizer import Bytes
 from rwkv.errors import DataError
@@ -106,14 +108,53 @@ def test_split_holds_documents_out_whatever_the_seed():
     assert split(one, 0.0) == (one, None)
 
 
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.4, 1 / 3, 0.21, 0.03])
+def test_split_holds_out_the_share_asked_for(share):
+    train, val = split(corpus([9] * 100), share)
+    assert len(val) == round(100 * share) and len(train) == 100 - len(val)
+
+
+@pytest.mark.parametrize("every", [2, 3, 7, 20, 100])
+def test_split_takes_the_middle_of_every_so_many(every):
+    """A recipe's split is part of its expected losses: it must not move."""
+    docs = corpus([9] * 238)
+    _, val = split(docs, 1 / every)
+    want = [docs.document(i) for i in range(len(docs)) if i % every == every // 2]
+    assert (val.tokens == np.concatenate(want)).all()
+
+
+def test_split_leaves_something_to_predict():
+    train, val = split(corpus([16] * 18), 0.05)  # the tails would be end tokens alone
+    assert len(train) == 18 and val is None
+    some = tokenise([(str(n), b"x" * n) for n in [16] * 17 + [100]], Bytes())
+    train, val = split(some, 0.05)
+    assert (len(val), val.predictable) == (1, 5)
+    train, val = split(corpus([50, 50]), 0.99)  # no document would be left to train on
+    assert len(train) == len(val) == 2
+
+
 def test_fingerprint_changes_with_any_token():
     tokens = DOCS.tokens.copy()
     tokens[7] += 1
-    assert Corpus(tokens, DOCS.offsets, DOCS.text_bytes).fingerprint != DOCS.fingerprint
+    assert Corpus(tokens, DOCS.offsets).fingerprint != DOCS.fingerprint
 
 
 def test_unigram_entropy():
     assert tokenise([("a", b"aabb")], Bytes()).unigram_entropy(257) == pytest.approx(1.0549, abs=1e-4)
+
+
+def test_a_memory_map_is_read_in_place(tmp_path):
+    """Counting and reading rows take memory for what is asked of it, not for all of it."""
+    n = 2**14 * 1000
+    np.lib.format.open_memmap(tmp_path / "t.npy", "w+", np.uint16, (n,))[:] = np.arange(n) % 1000
+    tracemalloc.start()
+    mapped = load_tokens(str(tmp_path / "t.npy"), 1000)
+    _, val = split(mapped, 0.0)
+    assert mapped.unigram_entropy(1000) == pytest.approx(np.log(1000), abs=1e-4) == mapped.unigram_entropy(1000)
+    assert Stream(mapped, 4, 64, seed=1).batch(5).tokens.shape == (4, 65)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(mapped) == n // 1000 + 1 and val is None and peak < n  # half the bytes of the file
 
 
 def test_too_few_tokens_for_the_rows():
