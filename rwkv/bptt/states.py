@@ -1,12 +1,15 @@
 """Where exact BPTT keeps the states at chunk boundaries between its two passes.
 
 All kinds but `sqrt` hold every state, in preallocated buffers (many small tensors would fragment the heap):
-`device` on the accelerator, `host` in pinned memory with copies that overlap compute, `disk` in memory-mapped files.
+`device` on the accelerator, `host` in pinned memory with copies that overlap compute, `disk` in memory-mapped files without
+names.
 `sqrt` keeps every k-th state, k about sqrt(n), and recomputes the ones between, k at a time.
 """
 
 import functools
 import math
+import mmap
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv.memory import free_host_bytes
+from rwkv.errors import ConfigError
+from rwkv.memory import free_host_bytes, human
 from rwkv.model.state import State
 
 KINDS = ("device", "host", "disk", "sqrt")
@@ -26,17 +30,15 @@ class Buffers:
 
     def __init__(self, n: int, like: Sequence[Tensor], kind: str, folder: Path | None = None):
         self.device, self.kind = like[0].device, kind
-        self._files = tempfile.TemporaryDirectory(prefix="states-", dir=folder) if kind == "disk" else None
-        self.buffers = [self._allocate(n, x, str(i)) for i, x in enumerate(like)]
+        self.buffers = [self._allocate(n, x, folder) for x in like]
         overlaps = kind == "host" and self.device.type == "cuda"
         self.side = _side_stream(self.device) if overlaps else None
         self._ahead: tuple[int, list[Tensor]] | None = None
 
-    def _allocate(self, n: int, x: Tensor, name: str) -> Tensor:
+    def _allocate(self, n: int, x: Tensor, folder: Path | None) -> Tensor:
         shape = n, *x.shape
         if self.kind == "disk":
-            file = Path(self._files.name) / name
-            return torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=x.dtype).view(shape)
+            return torch.frombuffer(_map_file(n * size_bytes([x]), folder), dtype=x.dtype).view(shape)
         if self.kind == "host" and self.device.type == "cuda":
             return torch.empty(shape, dtype=x.dtype, pin_memory=True)
         return torch.empty(shape, dtype=x.dtype, device=self.device if self.kind == "device" else "cpu")
@@ -89,6 +91,24 @@ class Buffers:
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all copies of a process: what is fetched on it is freed to one pool of memory."""
     return torch.cuda.Stream(device)
+
+
+def _map_file(size: int, folder: Path | None) -> mmap.mmap:
+    """A file of so many bytes, mapped. It has no name, so that nothing is left of it however the process ends.
+
+    Raises:
+        ConfigError: the folder cannot hold it.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # writing to a mapped file that the disk has no room for kills the process
+            return mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        where = folder or tempfile.gettempdir()
+        raise ConfigError(
+            f"bptt.states=disk: {where} has no room for {human(size)} of states: {error.strerror}; "
+            "set out=FOLDER on a larger disk, bptt.states=sqrt, or a larger ctx_len"
+        ) from error
 
 
 class States(Buffers):

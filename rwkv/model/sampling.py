@@ -23,8 +23,8 @@ def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Gene
         ordered, order = probs.sort(descending=True, stable=True)
         keep = ordered.cumsum(-1) - ordered < top_p  # the first token over the limit still counts
         probs = torch.zeros_like(probs).scatter(0, order[keep], ordered[keep])
-    probs = probs ** (1 / temperature)
-    return int(torch.multinomial(probs, 1, generator=generator))
+    behind = probs.log() - probs.max().log()  # 0 for the most likely: no temperature makes all of them vanish
+    return int(torch.multinomial(torch.softmax(behind / temperature, -1), 1, generator=generator))
 
 
 @torch.no_grad()

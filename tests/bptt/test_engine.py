@@ -1,11 +1,16 @@
 """Exact BPTT against one backward over the whole document."""
 
+import os
+import resource
+
 import numpy as np
 import pytest
 import torch
 
 from rwkv.bptt.engine import Bptt, Settings, gradient
+from rwkv.bptt.states import Buffers
 from rwkv.data.layout import Batch
+from rwkv.errors import ConfigError
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV
 from rwkv.model.size import LoraRank, Size
@@ -68,6 +73,25 @@ def test_equals_one_backward(ctx_len, states, tmp_path):
     assert abs(got.loss - loss) < 1e-12
     for a, b in zip((*got.final.tensors(), *got.d_state.tensors()), (*end.tensors(), *d_state), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_states_on_disk_leave_nothing_there(tmp_path):
+    """Not even while they are in use, so that a killed process leaves nothing either."""
+    tensors = [torch.randn(2, 3), torch.randn(4).bfloat16()]
+    buffers = Buffers(5, tensors, "disk", tmp_path)
+    assert os.listdir(tmp_path) == []
+    buffers.put(3, tensors)
+    assert all(torch.equal(a, b) for a, b in zip(buffers.get(3), tensors, strict=True)) and not buffers.get(2)[0].any()
+
+
+def test_states_on_a_full_disk(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(ConfigError, match=rf"bptt\.states=disk: {tmp_path} has no room for 8\.19 kB of states: .*bptt\.states=sqrt"):
+            Buffers(8, [torch.zeros(256)], "disk", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-1)])
