@@ -48,19 +48,29 @@ def read(path: Path) -> list[dict]:
 
 
 def start_wandb(cfg: TrainConfig, folder: Path, run_id: str) -> Any:
-    """A wandb run that goes on where the one with this id ended. None if it is not chosen."""
+    """A wandb run that goes on where the one with this id ended. None if it is not chosen.
+
+    Raises:
+        ConfigError: wandb is not installed, or cannot start: no login, no network.
+    """
     if cfg.logger.kind != "wandb":
         return None
     try:
         import wandb
     except ImportError as error:
         raise ConfigError("logger=wandb: the package is not installed; pip install wandb") from error
-    return wandb.init(
-        project=cfg.logger.project,
-        mode=cfg.logger.mode,
-        dir=folder,
-        id=run_id,
-        name=folder.name,
-        resume="allow",
-        config=dataclasses.asdict(cfg),
-    )
+    try:
+        return wandb.init(
+            project=cfg.logger.project,
+            mode=cfg.logger.mode,
+            dir=folder,
+            id=run_id,
+            name=folder.name,
+            resume="allow",
+            config=dataclasses.asdict(cfg),
+        )
+    except wandb.Error as error:
+        raise ConfigError(
+            f"logger=wandb logger.mode={cfg.logger.mode}: wandb does not start: {error} "
+            "logger.mode=offline needs neither login nor network; logger=none goes without it"
+        ) from error
