@@ -53,15 +53,14 @@ class RunFolder:
         return self.summary.is_file()
 
     def acquire(self) -> None:
-        """Make the folder and take its lock, which the process holds until it ends.
+        """Make the folder, with nothing in it, and take its lock, which the process holds until it ends.
 
         Raises:
             ConfigError: the folder cannot be written.
             CheckpointError: another process is training this run.
         """
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self.samples.mkdir(exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
             raise ConfigError(f"out: the run folder {self.path} cannot be written: {error.strerror}; set out=FOLDER") from error
@@ -74,6 +73,17 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
+
+    def make(self) -> None:
+        """The folders in it. Under the lock."""
+        self.checkpoints.mkdir(exist_ok=True)
+        self.samples.mkdir(exist_ok=True)
+
+    def discard(self) -> None:
+        """Remove the folder if there is nothing in it but the lock: a run that was refused leaves nothing."""
+        if [f.name for f in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
 
 
 def newest_run(out: Path) -> RunFolder:

@@ -15,7 +15,7 @@ import yaml
 from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.schema import TrainConfig
-from rwkv.errors import CheckpointError, TrainingError
+from rwkv.errors import CheckpointError, TrainingError, UserError
 from rwkv.training import environment
 from rwkv.training.display import Display, duration
 from rwkv.training.finish import finish
@@ -41,31 +41,42 @@ def train(cfg: TrainConfig, overrides: list[str]) -> int:
         torch.set_num_threads(cfg.threads)
     folder = RunFolder.of(cfg)
     ranks = Ranks(cfg.strategy)
-    if ranks.first:
-        folder.acquire()
+    ranks.first_alone(folder.acquire)
     if folder.finished:
         if ranks.first:
             print(finished_message(folder))
         return 0
-    with Stop() as stop, Display(folder.log, cfg.trainer.tokens, ranks.first) as display:
-        session = Session(cfg, ranks, folder)
-        resume(session, display)
-        if ranks.first:
-            write_settings(folder, cfg, overrides)
-        introduce(session, display, time.monotonic() - started)
-        if cfg.trainer.self_check:
-            self_check(session, display)
-        session.since = time.monotonic()
-        log = MetricsLog(folder.metrics, session.step, start_wandb(cfg, folder.path, session.wandb_id)) if ranks.first else None
+    with Stop() as stop:
         try:
-            stopped = fit(session, stop, display, log)
-            if stopped:
-                display.say(f"stopped at step {session.step}; the same command goes on from there")
-                return stop.exit_code
-            finish(session, display, log)
-        finally:
-            if log:
-                log.close()
+            session = ranks.together(lambda: Session(cfg, ranks, folder))
+        except (UserError, SystemExit):
+            if ranks.first:
+                folder.discard()
+            raise
+        ranks.first_alone(folder.make)
+        with Display(folder.log, cfg.trainer.tokens, ranks.first) as display:
+            return run(session, overrides, stop, display, started)
+
+
+def run(session: Session, overrides: list[str], stop: Stop, display: Display, started: float) -> int:
+    """Train the session's run from where its newest checkpoint left it. Returns the process's exit code."""
+    cfg, ranks, folder = session.cfg, session.ranks, session.folder
+    resume(session, display)
+    ranks.first_alone(lambda: write_settings(folder, cfg, overrides))
+    ranks.together(lambda: introduce(session, display, time.monotonic() - started))
+    if cfg.trainer.self_check:
+        self_check(session, display)
+    session.since = time.monotonic()
+    log = ranks.first_alone(lambda: MetricsLog(folder.metrics, session.step, start_wandb(cfg, folder.path, session.wandb_id)))
+    try:
+        stopped = fit(session, stop, display, log)
+        if stopped:
+            display.say(f"stopped at step {session.step}; the same command goes on from there")
+            return stop.exit_code
+        finish(session, display, log)
+    finally:
+        if log:
+            log.close()
     return 0
 
 
@@ -170,14 +181,12 @@ def rate_of(recent: list[tuple[int, float]]) -> float:
 
 def resume(session: Session, display: Display) -> None:
     """Take up the newest sound checkpoint of the run, if it has one."""
-    if session.ranks.first:
-        store.clean(session.folder.checkpoints)
-    session.ranks.barrier()
-    checkpoint = store.newest_good(session.folder.checkpoints, display.say)
+    session.ranks.first_alone(lambda: store.clean(session.folder.checkpoints))
+    checkpoint = session.ranks.together(lambda: store.newest_good(session.folder.checkpoints, display.say))
     if checkpoint is None:
         session.wandb_id = session.ranks.fabric.broadcast(uuid.uuid4().hex[:12])
         return
-    session.load(checkpoint)
+    session.ranks.together(lambda: session.load(checkpoint))
     display.say(f"resumed from {checkpoint.name}: {session.tokens:,} tokens, {duration(session.seconds)} of training so far")
 
 

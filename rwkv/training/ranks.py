@@ -3,7 +3,8 @@
 Lightning's Fabric starts the processes, knows the cluster they are on, and picks the backend.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torch import Tensor
 from rwkv.config.schema import Strategy
 from rwkv.errors import ConfigError
 
+T = TypeVar("T")
 REDUCE_BYTES = 2**26  # gradients travel in flat pieces of about this size
 
 
@@ -48,6 +50,22 @@ class Ranks:
         """Whether it is true on any rank: the same answer everywhere."""
         return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
+    def together(self, action: Callable[[], T]) -> T:
+        """What `action` gives, on every rank. Where it fails on any, all end, and one leaves its message: nobody waits."""
+        result, error = None, None
+        try:
+            result = action()
+        except Exception as raised:  # whatever it is, the others need word of it
+            error = raised
+        failed = self.gather(error is not None)
+        if any(failed):
+            raise error if error and failed.index(True) == self.rank else SystemExit(2)
+        return result
+
+    def first_alone(self, action: Callable[[], T]) -> T | None:
+        """The same of an action that only the first rank does; None on the others."""
+        return self.together(lambda: action() if self.first else None)
+
     def sum_gradients(self, grads: list[Tensor]) -> None:
         """Add up each gradient over the ranks, in place: once an optimizer step, whatever number of chunks each rank had."""
         if self.world == 1:
@@ -69,6 +87,3 @@ class Ranks:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
-
-    def barrier(self) -> None:
-        self.fabric.barrier()

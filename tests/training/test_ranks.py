@@ -7,7 +7,9 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, command, tiny
+from rwkv.checkpoint.run import RunFolder
+from rwkv.config.compose import load
+from tests.conftest import ROOT, command, tiny, write_text
 from tests.training.test_resume import losses, run_folder
 
 
@@ -55,3 +57,18 @@ def test_training_on_two_and_going_on_with_one(tmp_path):
     a, b = losses(run_folder(tmp_path / "one")), losses(run_folder(tmp_path / "two"))
     assert [s for s, _ in a] == [s for s, _ in b] and len(a) > 5
     assert [x for _, x in b] == pytest.approx([x for _, x in a], rel=1e-6)
+
+
+@pytest.mark.parametrize("case", ["lock", "data"])
+def test_an_error_ends_all_ranks(case, tmp_path):
+    """Of the first alone (another process holds the lock), or of all: one message, a user error's exit code, nobody waits."""
+    args = tiny("data=text", f"data.path={tmp_path / 'text.txt'}", f"out={tmp_path / 'out'}", "strategy=ddp", "strategy.devices=2")
+    holder = RunFolder.of(load(args))
+    if case == "lock":
+        write_text(tmp_path / "text.txt")
+        holder.acquire()
+    done = command("train", *args, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert {"lock": "is being trained by process", "data": "text.txt: no such file"}[case] in done.stderr
+    assert holder.path.exists() == (case == "lock")
