@@ -24,6 +24,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokens", type=number(1, 2**31, int), default=300, help="length of what is written (%(default)s)")
     parser.add_argument("--temperature", type=number(0, 100), default=1.0, help="0: always the most likely token (%(default)s)")
     parser.add_argument("--top-p", type=number(1e-9, 1), default=0.7, help="share of the probability drawn from (%(default)s)")
+    parser.add_argument("--top-k", type=number(0, 2**31, int), default=0, help="drawn from the so many most likely tokens; 0: all (%(default)s)")
+    parser.add_argument("--presence", type=number(0, 100), default=0.0, help="taken off the logit of each token written before (%(default)s)")
+    parser.add_argument("--frequency", type=number(0, 100), default=0.0, help="the same for each time it was written (%(default)s)")
     parser.add_argument("--seed", type=number(0, 2**63 - 1, int), default=None, help="default: another text each time")
     parser.add_argument("--tokenizer", default=None, help="bytes, world, or a tokenizer.json; default: the run's, else by vocabulary size")
     args = parser.parse_args(argv)
@@ -46,7 +49,9 @@ def main(argv: list[str]) -> int:
     print(args.prompt, end="", flush=True)
     seed = args.seed if args.seed is not None else time.time_ns() % 2**63
     text = codecs.getincrementaldecoder("utf-8")("replace")  # holds back a character until its last byte
-    for token in generate(model, prompt, tokens=args.tokens, temperature=args.temperature, top_p=args.top_p, seed=seed):
+    names = ("tokens", "temperature", "top_p", "top_k", "presence", "frequency")
+    options = {name: getattr(args, name) for name in names}
+    for token in generate(model, prompt, seed=seed, state=official.initial_state(weights, model), **options):
         print(text.decode(tok.decode([token])), end="", flush=True)
     print(text.decode(b"", final=True))
     return 0

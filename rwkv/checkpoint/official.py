@@ -15,6 +15,7 @@ from rwkv.checkpoint.run import RunFolder
 from rwkv.errors import CheckpointError
 from rwkv.model.rwkv import RWKV
 from rwkv.model.size import FinchRank, LoraRank, Size
+from rwkv.model.state import State
 
 PREFIXES = ("_forward_module.", "model.")
 
@@ -163,14 +164,16 @@ def complete(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     with torch.device("meta"):
         expected = dict(RWKV(size_of(weights)).named_parameters())
     unused = {f"blocks.0.att.v{i}" for i in range(3)}  # layer 0 of v7 has no use for them, and released files no such keys
+    tuned = {n for n in weights if n.endswith("att.time_state")}  # an initial state, beside the model
     missing = expected.keys() - weights.keys() - unused
-    unknown = weights.keys() - expected.keys()
+    unknown = weights.keys() - expected.keys() - tuned
     misshapen = [n for n in expected.keys() & weights.keys() if weights[n].numel() != expected[n].numel()]
     if missing or unknown or misshapen:
         parts = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
         raise CheckpointError("; ".join(f"{kind}: {', '.join(sorted(names)[:8])}" for kind, names in parts.items() if names))
     dtype = weights["emb.weight"].dtype
-    return {n: weights[n].view(p.shape) if n in weights else torch.zeros(p.shape, dtype=dtype) for n, p in expected.items()}
+    whole = {n: weights[n].view(p.shape) if n in weights else torch.zeros(p.shape, dtype=dtype) for n, p in expected.items()}
+    return whole | {n: weights[n] for n in tuned}
 
 
 def fill(model: RWKV, weights: dict[str, Tensor], partial: bool) -> str:
@@ -203,5 +206,17 @@ def build(weights: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> RWK
     model = model.to(dtype).to_empty(device="cpu")
     with torch.no_grad():
         for name, weight in complete(weights).items():
-            model.get_parameter(name).copy_(weight)
+            if not name.endswith("att.time_state"):
+                model.get_parameter(name).copy_(weight)
     return model
+
+
+def initial_state(weights: dict[str, Tensor], model: RWKV) -> State | None:
+    """The tuned initial state that a file may hold, time_state [H, value, key] of each layer, for one row; None if it does not."""
+    found = [weights.get(f"blocks.{i}.att.time_state") for i in range(model.size.n_layer)]
+    if all(x is None for x in found):
+        return None
+    zero = State.zeros(model.size, 1, model.emb.weight.dtype, model.emb.weight.device)
+    if any(x is None or x.shape != zero.wkv.shape[2:] for x in found):
+        raise CheckpointError(f"time_state: wanted one of shape {list(zero.wkv.shape[2:])} for each of {model.size.n_layer} layers")
+    return State(zero.shift, torch.stack(found).unsqueeze(0).to(zero.wkv))

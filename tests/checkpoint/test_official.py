@@ -64,6 +64,22 @@ def test_what_does_not_fit_is_named(weights):
         official.build(broken)
 
 
+def test_a_tuned_initial_state(weights, tmp_path):
+    """Kept by every conversion, and where generation begins."""
+    states = {f"blocks.{i}.att.time_state": torch.randn(2, 32, 32).bfloat16() for i in range(2)}
+    official.save(weights | states, tmp_path / "m.pth")
+    loaded = official.load(tmp_path / "m.pth")
+    official.write(official.complete(loaded), tmp_path / "m.safetensors")
+    assert same(official.load(tmp_path / "m.safetensors"), weights | states)
+    model = official.build(loaded)
+    state = official.initial_state(loaded, model)
+    assert torch.equal(state.wkv[0, 1], states["blocks.1.att.time_state"].float()) and not state.shift.any()
+    assert official.initial_state(weights, model) is None
+    del loaded["blocks.1.att.time_state"]
+    with pytest.raises(CheckpointError, match="for each of 2 layers"):
+        official.initial_state(loaded, model)
+
+
 def test_a_run_exports_what_it_trained(tiny_run, tmp_path):
     weights = official.load(tiny_run)
     official.save(weights, tmp_path / "m.pth", torch.float32)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rwkv.model.sampling import pick
+from rwkv.model.sampling import generate, pick
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -50.0, 2.5])
 
@@ -37,3 +37,30 @@ def test_temperature_acts_among_the_most_likely():
     assert set(got.nonzero().flatten().tolist()) == set(kept.tolist())
     want = torch.softmax(LOGITS[kept] / 2, -1)
     assert (got[kept] - want).abs().max() < 0.03
+
+
+def test_top_k():
+    got = drawn(temperature=1.0, top_p=1.0, top_k=2)
+    assert set(got.nonzero().flatten().tolist()) == {1, 4}
+
+
+class Constant:
+    """A model whose logits are always LOGITS."""
+
+    emb = torch.nn.Embedding(5, 1)
+
+    def __call__(self, tokens, state):
+        return torch.zeros(1, tokens.shape[1], 1), state
+
+    def logits(self, hidden):
+        return LOGITS.clone()
+
+
+def test_penalties():
+    """presence is taken off once, frequency for each time: with 0.6 and 0.3 greedy drawing goes 3.0, 2.5, 2.1 ..."""
+    def greedy(**penalties):
+        return list(generate(Constant(), [0], tokens=6, temperature=0, top_p=1.0, seed=0, stop=None, **penalties))
+
+    assert greedy() == [1] * 6
+    assert greedy(presence=0.6) == [1, 4, 1, 1, 1, 1]  # 3.0 - 0.6 = 2.4 < 2.5, then 2.5 - 0.6 < 2.4
+    assert greedy(frequency=0.3) == [1, 1, 4, 1, 4, 1]
