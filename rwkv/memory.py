@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def free_host_bytes() -> int:
     """Memory this process may still take: the machine's, or its control group's if that is less."""
@@ -12,9 +14,11 @@ def free_host_bytes() -> int:
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         free.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit = CGROUP / "memory.max"
     if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free.append(int(text) - int(used.read_text()))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used = int((CGROUP / "memory.current").read_text())
+        free.append(int(text) - used + int(stat["inactive_file"]))  # cached files, memory-mapped data too, make room when asked
     return max(0, min(free)) if free else 8 * 2**30
 
 

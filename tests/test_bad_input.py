@@ -71,6 +71,8 @@ TRAIN = {
     "strategy to come": (["strategy=ds3"], r"strategy=ds3 is not built yet"),
     "data to come": (["data=pile"], r"hub is not built yet"),
     "out is a file": (["out={tmp}/short.txt"], r"run folder .*cannot be written"),
+    "threads beyond reason": (["threads=1T"], r"threads='1T'.*less than or equal to 4096"),
+    "cut documents of a stream": (["layout.max_tokens=1k"], r"layout\.max_tokens=1024 cuts documents.*set layout=document"),
     "off with several chunks": (["bptt=off", "layout.chunks=4"], r"set layout\.chunks=1"),
 }
 

@@ -35,6 +35,10 @@ def _rules(cfg: TrainConfig):
         f"bptt.depth={cfg.bptt.depth}: a step of layout=stream has {cfg.layout.chunks} chunks for a gradient to go back through; "
         f"set layout.chunks={cfg.bptt.depth} or more",
     )
+    yield (
+        cfg.layout.kind == "stream" and cfg.layout.max_tokens is not None,
+        f"layout.max_tokens={cfg.layout.max_tokens} cuts documents, and layout=stream reads them on and on: leave it out, or set layout=document",
+    )
     known = VOCAB_SIZES.get(cfg.tokenizer.kind)
     yield (
         bool(m.vocab_size and known and m.vocab_size < known),

@@ -142,7 +142,7 @@ class Trainer:
     val_every: Count0  # optimizer steps between validations; 0: only at the end
     val_tokens: Count  # at most so many tokens a validation
     log_every: Count  # optimizer steps between lines of metrics.jsonl
-    self_check: Bool  # certify the gradient on the first batch before training
+    self_check: Bool  # before training, certify the gradient of a random document by a freshly made model of these settings
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -183,7 +183,7 @@ class TrainConfig:
     name: Text | None  # label of the run folder; null: made of the options chosen
     out: Text  # folder of the runs
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-    threads: Count0  # CPU threads of a process; 0: PyTorch's choice
+    threads: Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=4096, strict=True)]  # CPU threads of a process; 0: PyTorch's choice
     arch: Arch
     model: Model
     tokenizer: Tokenizer

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, a line every few seconds elsewhere. All of it also in train.log."""
+"""What a person sees of a run: a live bar on a terminal, a line every few seconds elsewhere. What stays is in train.log too."""
 
 import sys
 import time
@@ -56,7 +56,7 @@ class Display:
         if self.log:
             self.log.write(text + "\n")
 
-    def progress(self, step: int, tokens: int, loss: float | None, rate: float, inside: str = "", force: bool = False) -> None:
+    def progress(self, step: int, tokens: int, loss: float | None, rate: float, inside: str = "") -> None:
         """step, tokens: done so far; rate: tokens a second; inside: where in a long document."""
         if not self.visible:
             return
@@ -65,6 +65,6 @@ class Display:
         text = "  ".join(p for p in parts if p)
         if self.live:
             self.bar.update(self.task, completed=min(tokens, self.budget), step=step, text=text)
-        elif force or time.monotonic() - self._spoke > self.PLAIN_EVERY:
+        elif time.monotonic() - self._spoke > self.PLAIN_EVERY:
             self._spoke = time.monotonic()
             print(f"step {step}  {tokens / self.budget:4.0%}  {text}", file=sys.stdout, flush=True)
