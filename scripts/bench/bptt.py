@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=count, default="4k" if DEVICE.type == "cuda" else "1k")
     parser.add_argument("--lengths", default="64k,256k,1M" if DEVICE.type == "cuda" else "16k,64k")
     parser.add_argument("--kinds", default="host,device,sqrt")
+    parser.add_argument("--sections", default="errors,ratios,lengths")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
@@ -171,9 +172,12 @@ def main() -> None:
     lines = [f"# Exact BPTT on {device_name()}", "", f"{datetime.date.today()}, torch {torch.__version__}, {args.dtype}, wkv7 kernel: {kernel}, CUDA graphs: {GRAPHS and DEVICE.type == 'cuda'}"]
     report = Report(args.write)
     report.add(*lines)
-    errors(report)
-    ratios(report, size, dtype, args.ctx, args.chunks, args.repeats)
-    lengths(report, size, dtype, args.ctx, [count(t) for t in args.lengths.split(",")], args.kinds.split(","))
+    if "errors" in args.sections:
+        errors(report)
+    if "ratios" in args.sections:
+        ratios(report, size, dtype, args.ctx, args.chunks, args.repeats)
+    if "lengths" in args.sections:
+        lengths(report, size, dtype, args.ctx, [count(t) for t in args.lengths.split(",")], args.kinds.split(","))
 
 
 if __name__ == "__main__":
