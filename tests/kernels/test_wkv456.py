@@ -102,7 +102,7 @@ def test_outputs_and_gradients_match_the_recurrence(op, backend, dtype, decay):
 @pytest.mark.parametrize(("op", "backend"), CASES)
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_random_shapes(op, backend, dtype):
-    for seed in range(34):
+    for seed in range(200 if backend == "chunked" and dtype == torch.float64 else 34):
         pick = random.Random(seed)
         T = [1, 15, 16, 17, 32, 33, 65][seed] if seed < 7 else pick.randint(1, 70)
         B, H, N = pick.choice([1, 2, 3]), pick.choice([1, 2]), pick.choice([4, 8, 16])

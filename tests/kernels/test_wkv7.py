@@ -98,6 +98,16 @@ def test_random_shapes(backend, dtype, seed):
     assert worst(run(fn, x, reset, grads, dtype), run(naive, x, reset, grads)) < BOUNDS[dtype]
 
 
+@pytest.mark.parametrize(("backend", "dtype"), [("chunked", torch.float64), ("cpu", torch.float32)])
+def test_two_hundred_small_shapes(backend, dtype):
+    for seed in range(200):
+        pick = random.Random(1000 + seed)
+        B, T, H, N = pick.choice([1, 2]), pick.randint(1, 40), pick.choice([1, 2]), pick.choice([8, 16, 32])
+        fn = backend_for(backend, dtype, N)
+        x, reset, grads = make_inputs(B, T, H, N, pick.choice(list(DECAYS)), pick.random() < 0.5, seed)
+        assert worst(run(fn, x, reset, grads, dtype), run(naive, x, reset, grads)) < BOUNDS[dtype], f"seed {seed}"
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_a_reset_at_every_token_and_none_at_all(backend, dtype):
