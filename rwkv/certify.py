@@ -58,9 +58,9 @@ def main(argv: list[str]) -> int:
         print(f"\n{c.length} tokens in {c.chunks} chunks: {c.total:.1e} (bound {c.bound:.0e})  {'pass' if c.passed else 'FAIL'}")
         print("\n".join(f"  {group:24}{error:.1e}" for group, error in worst))
         all_passed &= c.passed
-    if cfg.layout.kind == "stream":
+    if cfg.layout.kind != "document":
         print(
-            f"\nlayout=stream takes steps of layout.chunks={cfg.layout.chunks}: the gradient is exact over those {cfg.layout.chunks * ctx} tokens of a "
+            f"\nlayout={cfg.layout.kind} takes steps of layout.chunks={cfg.layout.chunks}: the gradient is exact over those {cfg.layout.chunks * ctx} tokens of a "
             "lane and does not pass between steps; layout=document takes whole documents"
         )
     print(f"\n{'EXACT: every length passes' if all_passed else 'NOT EXACT'}; peak memory {human(peak_bytes(device))}")

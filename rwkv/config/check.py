@@ -27,17 +27,17 @@ def _rules(cfg: TrainConfig):
     )
     yield cfg.layout.rows % world != 0, f"layout.rows={cfg.layout.rows} cannot be dealt equally to {world} processes; use a multiple of {world}"
     yield (
-        cfg.bptt.mode == "off" and cfg.layout.kind == "stream" and cfg.layout.chunks != 1,
+        cfg.bptt.mode == "off" and cfg.layout.kind != "document" and cfg.layout.chunks != 1,
         f"bptt=off learns from one chunk at a time: set layout.chunks=1 (is {cfg.layout.chunks})",
     )
     yield (
-        cfg.bptt.mode == "truncated" and cfg.layout.kind == "stream" and cfg.bptt.depth > cfg.layout.chunks,
-        f"bptt.depth={cfg.bptt.depth}: a step of layout=stream has {cfg.layout.chunks} chunks for a gradient to go back through; "
+        cfg.bptt.mode == "truncated" and cfg.layout.kind != "document" and cfg.bptt.depth > cfg.layout.chunks,
+        f"bptt.depth={cfg.bptt.depth}: a step of layout={cfg.layout.kind} has {cfg.layout.chunks} chunks for a gradient to go back through; "
         f"set layout.chunks={cfg.bptt.depth} or more",
     )
     yield (
-        cfg.layout.kind == "stream" and cfg.layout.max_tokens is not None,
-        f"layout.max_tokens={cfg.layout.max_tokens} cuts documents, and layout=stream reads them on and on: leave it out, or set layout=document",
+        cfg.layout.kind != "document" and cfg.layout.max_tokens is not None,
+        f"layout.max_tokens={cfg.layout.max_tokens} cuts documents, and layout={cfg.layout.kind} reads them on and on: leave it out, or set layout=document",
     )
     known = VOCAB_SIZES.get(cfg.tokenizer.kind)
     yield (

@@ -84,9 +84,9 @@ class Data:
 
 @dataclass(config=_STRICT, frozen=True)
 class Layout:
-    kind: Literal["stream", "document"]
+    kind: Literal["stream", "document", "official"]
     rows: Count  # rows of a batch, over all ranks: lanes of the stream, or documents side by side
-    chunks: Count  # stream: chunks of ctx_len tokens a lane reads in one optimizer step
+    chunks: Count  # stream, official: chunks of ctx_len tokens a row reads in one optimizer step
     accumulate: Count  # batches in one optimizer step
     max_tokens: Count | None  # document: a longer document is cut into documents of this length; null: never
 

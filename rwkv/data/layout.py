@@ -92,6 +92,7 @@ class Stream:
         if self.lane < 1:
             raise DataError(f"the data has {len(corpus.tokens)} tokens, too few for layout.rows={rows}; use fewer rows or more data")
         self.steps_per_epoch = -(-self.lane // step_tokens)
+        self.tokens_per_step = len(corpus.tokens) / self.steps_per_epoch
         self._epoch = -1
 
     def batch(self, index: int) -> Batch:
@@ -130,6 +131,7 @@ class Documents:
         if not self.pieces:
             raise DataError("the data has no document of at least one token")
         self.steps_per_epoch = -(-len(self.pieces) // rows)
+        self.tokens_per_step = len(corpus.tokens) / self.steps_per_epoch  # on average
         self._epoch = -1
 
     def batch(self, index: int) -> Batch:

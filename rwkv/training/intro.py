@@ -40,6 +40,10 @@ def rows_text(session: Session) -> str:
     if layout.kind == "stream":
         tokens = layout.rows * layout.chunks * ctx * layout.accumulate
         return f"{layout.rows} lanes x {layout.chunks} chunks of {ctx}{times} = {tokens:,} tokens a step, {math.ceil(budget / tokens):,} steps"
+    if layout.kind == "official":
+        tokens = layout.rows * layout.chunks * ctx * layout.accumulate
+        samples = f"{layout.rows} samples x {layout.chunks} chunks of {ctx}{times} = {tokens:,} tokens a step"
+        return f"{samples}, {math.ceil(budget / tokens):,} steps, in RWKV-LM's order"
     return f"{layout.rows} whole documents side by side{times} a step, in chunks of {ctx}, until {budget:,} tokens"
 
 
@@ -51,10 +55,10 @@ def gradient_text(session: Session) -> str:
     reach = "each document" if cfg.layout.kind == "document" else f"the {cfg.layout.chunks} chunks of a step"
     if cfg.layout.kind == "document" and cfg.layout.max_tokens and session.data.cut_documents:
         reach += f" ({session.data.cut_documents} documents longer than {cfg.layout.max_tokens} tokens are cut into several)"
-    carried = "" if cfg.layout.kind == "document" else "; between steps the state is carried, the gradient is not"
+    carried = "" if cfg.layout.kind != "stream" else "; between steps the state is carried, the gradient is not"
     if cfg.bptt.mode == "exact":
         return f"exact over {reach}{carried}"
-    return f"truncated: in windows of {cfg.bptt.depth} chunks, through which the gradient goes back; the state goes through {'all' if carried else 'the document'}"
+    return f"truncated: in windows of {cfg.bptt.depth} chunks, through which the gradient goes back; the state goes through {'all' if carried else 'the row'}"
 
 
 def gradient_name(cfg: TrainConfig) -> str:

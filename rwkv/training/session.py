@@ -18,6 +18,7 @@ from rwkv.config.derived import peak_lr, size_of
 from rwkv.data import corpus as corpora
 from rwkv.data import sources, tokenizer
 from rwkv.data.layout import Documents, Stream
+from rwkv.data.official import Official
 from rwkv.errors import CheckpointError, DataError
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV
@@ -98,7 +99,7 @@ class Session:
 
     @property
     def tokens_per_step(self) -> float:
-        return len(self.train_corpus.tokens) / self.data.steps_per_epoch * self.cfg.layout.accumulate
+        return self.data.tokens_per_step * self.cfg.layout.accumulate
 
     @torch.no_grad()
     def validate(self) -> float | None:
@@ -218,8 +219,10 @@ def read_data(cfg: TrainConfig, tok: tokenizer.Tokenizer, vocab_size: int):
     return train, val, f"{whole.fingerprint}-{tok.fingerprint}"
 
 
-def make_layout(cfg: TrainConfig, corpus: corpora.Corpus) -> Stream | Documents:
+def make_layout(cfg: TrainConfig, corpus: corpora.Corpus) -> Stream | Documents | Official:
     ctx, rows = cfg.ctx_len.tokens, cfg.layout.rows
+    if cfg.layout.kind == "official":
+        return Official(corpus, rows, ctx * cfg.layout.chunks)
     if cfg.layout.kind == "stream":
         if len(corpus.tokens) // rows <= ctx:
             most = max(1, len(corpus.tokens) // (ctx + 1))

@@ -5,6 +5,7 @@ import torch
 from rwkv.bptt.chunks import Eager
 from rwkv.bptt.engine import Bptt, Settings
 from rwkv.data.layout import Batch, Documents, Stream
+from rwkv.data.official import Official
 from rwkv.model.state import State
 from rwkv.training.ranks import Ranks
 
@@ -18,7 +19,7 @@ class Step:
     """
 
     def __init__(
-        self, runner: Eager, data: Stream | Documents, index: int, accumulate: int, carry: State, settings: Settings, ranks: Ranks
+        self, runner: Eager, data: Stream | Documents | Official, index: int, accumulate: int, carry: State, settings: Settings, ranks: Ranks
     ):
         self.runner, self.settings, self.ranks, self.carry = runner, settings, ranks, carry
         self.batches = [data.batch(index * accumulate + i) for i in range(accumulate)]
