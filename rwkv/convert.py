@@ -1,4 +1,4 @@
-"""python -m rwkv.convert IN OUT [--dtype bf16|fp16|fp32] [--check]: a model from one file format to another."""
+"""python -m rwkv.convert IN OUT [--dtype bf16|fp16|fp32] [--released] [--check]: a model from one file format to another."""
 
 import sys
 from pathlib import Path
@@ -16,12 +16,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("model", type=Path, help=".pth, .safetensors, Hugging Face folder, run folder or checkpoint")
     parser.add_argument("out", type=Path, help="what to write; its name decides the format")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="default: as they are")
+    parser.add_argument("--released", action="store_true", help="v7: without layer 0's unused v0 v1 v2, as released files are")
     parser.add_argument("--check", action="store_true", help="read it back and compare logits")
     args = parser.parse_args(argv)
-    return convert(args.model, args.out, args.dtype, args.check)
+    return convert(args.model, args.out, args.dtype, args.released, args.check)
 
 
-def convert(source: Path, out: Path, dtype_name: str | None, check: bool) -> int:
+def convert(source: Path, out: Path, dtype_name: str | None, released: bool, check: bool) -> int:
     """Raises ConfigError if `out` exists, CheckpointError if the model cannot be read, written, or differs when read back."""
     if out.exists():
         raise ConfigError(f"{out}: exists already; delete it, or name another")
@@ -35,6 +36,8 @@ def convert(source: Path, out: Path, dtype_name: str | None, check: bool) -> int
     dtypes = sorted({str(w.dtype).removeprefix("torch.") for w in weights.values()})
     print(f"{source}: {official.describe(weights)}, {', '.join(dtypes)}")
     weights = official.complete(weights)
+    if released:
+        weights = {name: w for name, w in weights.items() if name not in official.UNUSED}
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, None: None}[dtype_name]
     official.write(weights, out, dtype)
     print(f"{out}: written{f', {dtype_name}' if dtype_name else ''}")

@@ -14,8 +14,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("model", type=Path, help="run folder, checkpoint folder or model file")
     parser.add_argument("out", type=Path, help="what to write; its name decides the format")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="(%(default)s)")
+    parser.add_argument("--released", action="store_true", help="v7: without layer 0's unused v0 v1 v2, as released files are")
     args = parser.parse_args(argv)
-    return convert(args.model, args.out, args.dtype, check=False)
+    return convert(args.model, args.out, args.dtype, args.released, check=False)
 
 
 if __name__ == "__main__":

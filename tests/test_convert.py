@@ -37,6 +37,13 @@ def test_there_and_back(version, dtype, tmp_path, capsys):
     assert f"RWKV-{name} 3 x 64" in out and "largest difference 0.0e+00" in out
 
 
+def test_as_released(tmp_path):
+    weights = weights_of("v7", torch.bfloat16)
+    official.save(weights, tmp_path / "a.pth")
+    assert convert.main([str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "--released", "--check"]) == 0
+    assert official.load(tmp_path / "b.pth").keys() == weights.keys() - {f"blocks.0.att.v{i}" for i in range(3)}
+
+
 def test_no_folder_for_v6(tmp_path):
     official.save(weights_of("v6", torch.float32), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"no Hugging Face form of RWKV v6"):

@@ -17,6 +17,7 @@ from rwkv.model.rwkv import RWKV
 from rwkv.model.size import FinchRank, LoraRank, Size
 from rwkv.model.state import State
 
+UNUSED = {f"blocks.0.att.v{i}" for i in range(3)}  # layer 0 of v7 has no use for them, and released files no such keys
 PREFIXES = ("_forward_module.", "model.")
 
 
@@ -163,9 +164,8 @@ def complete(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     with torch.device("meta"):
         expected = dict(RWKV(size_of(weights)).named_parameters())
-    unused = {f"blocks.0.att.v{i}" for i in range(3)}  # layer 0 of v7 has no use for them, and released files no such keys
     tuned = {n for n in weights if n.endswith("att.time_state")}  # an initial state, beside the model
-    missing = expected.keys() - weights.keys() - unused
+    missing = expected.keys() - weights.keys() - UNUSED
     unknown = weights.keys() - expected.keys() - tuned
     misshapen = [n for n in expected.keys() & weights.keys() if weights[n].numel() != expected[n].numel()]
     if missing or unknown or misshapen:

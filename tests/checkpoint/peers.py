@@ -28,8 +28,15 @@ def ask_transformers(path: str, tokens: list[int], package: str) -> dict[str, np
     else:
         from transformers import RwkvForCausalLM as Model
     model = Model.from_pretrained(path, dtype=torch.float32).eval()
+    name = "past_key_values" if package == "rwkv7-hf" else "state"
+    pieces, carried = [], None
     with torch.no_grad():
-        return {"whole": model(torch.tensor([tokens])).logits[0].float().numpy()}
+        for piece in (tokens[:4], tokens[4:5], tokens[5:]):
+            out = model(torch.tensor([piece]), use_cache=True, **{name: carried})
+            carried = out[name]
+            pieces.append(out.logits[0])
+        whole = model(torch.tensor([tokens])).logits[0]
+    return {"whole": whole.float().numpy(), "pieces": torch.cat(pieces).float().numpy()}
 
 
 if __name__ == "__main__":

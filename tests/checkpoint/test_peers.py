@@ -88,3 +88,4 @@ def test_hugging_face_reads_our_folder(version, peer, peers, tmp_path):
     found = ask(peers, peer, tmp_path / "hf", tmp_path)
     logits = model.logits(model(TOKENS)[0])[0].numpy()
     close(found["whole"], logits)
+    close(found["pieces"], logits)
