@@ -13,8 +13,8 @@ from torch import Tensor
 from rwkv.checkpoint import huggingface, store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.errors import CheckpointError
-from rwkv.model.rwkv import RWKV
-from rwkv.model.size import FinchRank, LoraRank, Size
+from rwkv.model.rwkv import GENERATIONS, RWKV
+from rwkv.model.size import Size
 from rwkv.model.state import State
 
 UNUSED = {f"blocks.0.att.v{i}" for i in range(3)}  # layer 0 of v7 has no use for them, and released files no such keys
@@ -110,40 +110,23 @@ def _from_folder(path: Path) -> dict[str, Tensor]:
     return _read_safetensors(checkpoint / "model.safetensors")
 
 
-def version_of(weights: dict[str, Tensor]) -> str:
-    """The generation, from the parameters that only it has."""
-    first = {name.removeprefix("blocks.0.att.") for name in weights if name.startswith("blocks.0.att.")}
-    if "r_k" in first:
-        return "v7"
-    if "time_maa_x" in first:
-        return "v6"
-    if "ln_x.weight" not in first:
-        return "v4"
-    if "gate.weight" not in first:
-        return "v5.0"
-    decay = weights["blocks.0.att.time_decay"]
-    return "v5" if decay.dim() > 1 and decay.shape[1] > 1 else "v5.1"
-
-
 def size_of(weights: dict[str, Tensor]) -> Size:
-    """The generation and sizes that a file's tensors have. Raises CheckpointError if one is missing."""
-    version = version_of(weights)
+    """The generation and sizes that a file's tensors have. Raises CheckpointError if it is of none, or not whole."""
+    module, version = next(((m, v) for m in GENERATIONS.values() if (v := m.version_in(_time_mix(weights, 0)))), (None, None))
+    if module is None:
+        raise CheckpointError(f"not an RWKV of a known generation ({', '.join(GENERATIONS)}): layer 0 has {', '.join(sorted(_time_mix(weights, 0))) or 'no time-mix'}")
     try:
         V, C = weights["emb.weight"].shape
         layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-        at = f"blocks.{layers - 1}.att."  # released v7 files have no v1 in layer 0
-        head_size, rank = 64, None
-        if version == "v7":
-            head_size = weights[f"{at}r_k"].shape[1]
-            rank = LoraRank(*(weights[f"{at}{c}1"].shape[1] if f"{at}{c}1" in weights else 32 for c in "wavg"))
-        elif version == "v6":
-            head_size = weights[f"{at}time_faaaa"].shape[1]
-            rank = FinchRank(weights[f"{at}time_maa_w1"].shape[1] // 5, weights[f"{at}time_decay_w1"].shape[1])
-        elif version != "v4":
-            head_size = C // len(weights[f"{at}time_decay"])
+        head_size, rank = module.heads_and_rank(_time_mix(weights, layers - 1))
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise CheckpointError(f"not a whole RWKV-{version[1:]} model: {error} is missing or of another form") from error
     return Size(layers, C, V, rank, head_size, version)
+
+
+def _time_mix(weights: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
+    start = f"blocks.{layer}.att."
+    return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}
 
 
 def describe(weights: dict[str, Tensor]) -> str:

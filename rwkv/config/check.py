@@ -1,5 +1,6 @@
 """Checks across settings, before anything heavy is imported."""
 
+from rwkv.config.compose import groups
 from rwkv.config.schema import TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.errors import ConfigError
@@ -17,6 +18,8 @@ def check(cfg: TrainConfig, reads_data: bool = True) -> None:
 
 def _rules(cfg: TrainConfig):
     m, world = cfg.model, (cfg.strategy.devices if isinstance(cfg.strategy.devices, int) else 1) * cfg.strategy.nodes
+    versions = [option for option in groups()["arch"].options if option != "from_file"]
+    yield cfg.arch.version not in (None, *versions), f"arch.version={cfg.arch.version}: there is no such generation; arch has {', '.join(versions)}"
     blank = [f"model.{n}" for n in ("n_layer", "n_embd", "head_size") if getattr(m, n) is None] + (["arch.version"] if cfg.arch.version is None else [])
     yield bool(blank) and m.path is None, f"{', '.join(blank)} not set: with model=from_file a file is needed: model.path=FILE_OR_RUN"
     uneven = cfg.arch.version != "v4" and m.n_embd and m.head_size and m.n_embd % m.head_size != 0

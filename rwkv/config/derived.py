@@ -4,7 +4,8 @@ import dataclasses
 
 from rwkv.config.schema import TrainConfig
 from rwkv.errors import ConfigError
-from rwkv.model.size import FinchRank, LoraRank, Size
+from rwkv.model.rwkv import GENERATIONS
+from rwkv.model.size import LoraRank, Size
 
 
 def size_of(cfg: TrainConfig, tokenizer_vocab: int, found: Size | None = None) -> Size:
@@ -26,11 +27,9 @@ def size_of(cfg: TrainConfig, tokenizer_vocab: int, found: Size | None = None) -
         return found
     if m.vocab_size and m.vocab_size < tokenizer_vocab:
         raise ConfigError(f"model.vocab_size={m.vocab_size} is smaller than the {tokenizer_vocab} tokens of tokenizer={cfg.tokenizer.kind}")
-    rank = None
-    if version == "v7":
-        rank = LoraRank(**dataclasses.asdict(m.lora_rank)) if m.lora_rank else LoraRank.default(m.n_embd)
-    elif version == "v6":
-        rank = FinchRank.default(m.n_embd)
+    rank = GENERATIONS[version].default_rank(m.n_embd)
+    if m.lora_rank and isinstance(rank, LoraRank):
+        rank = LoraRank(**dataclasses.asdict(m.lora_rank))
     return Size(m.n_layer, m.n_embd, m.vocab_size or tokenizer_vocab, rank, m.head_size, version)
 
 

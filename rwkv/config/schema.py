@@ -45,7 +45,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 @dataclass(config=_STRICT, frozen=True)
 class Arch:
-    version: Literal["v4", "v5.0", "v5.1", "v5", "v6", "v7"] | None  # v5 is 5.2; null: that of model.path
+    version: Text | None  # an option of the group; v5 is 5.2; null: that of model.path
 
 
 @dataclass(config=_STRICT, frozen=True)

@@ -12,7 +12,8 @@ from rwkv.model.parts import orthogonal
 from rwkv.model.size import Size
 from rwkv.model.state import State
 
-# a generation is a module with TimeMix, ChannelMix, optimizer_group, WKV (its kernel) and EMB_SCALE
+# a generation is a module with TimeMix, ChannelMix and optimizer_group, WKV (its kernel), EMB_SCALE, default_rank, and
+# version_in and heads_and_rank, which know it in a file
 GENERATIONS = {"v4": v4, "v5.0": v5, "v5.1": v5, "v5": v5, "v6": v6, "v7": v7}
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,17 @@ class LoraRank:
 
 
 @dataclass(frozen=True)
-class FinchRank:
-    """Ranks of the low-rank parts of RWKV-6: token-shift factors (mix) and decay."""
-
-    mix: int
-    decay: int
-
-    @staticmethod
-    def default(n_embd: int) -> "FinchRank":
-        """As released: 32 and 64, twice that from a width of 4096 on."""
-        return FinchRank(64, 128) if n_embd >= 4096 else FinchRank(32, 64)
-
-
-@dataclass(frozen=True)
 class Size:
     """n_layer blocks of width n_embd, with n_embd / head_size heads, over a vocabulary of vocab_size tokens.
 
-    lora_rank: `FinchRank` in v6, none in v4 and v5. version: v4, v5.0, v5.1, v5 (5.2), v6 or v7.
+    lora_rank: as the generation has them, a `LoraRank` in v7; None in v4 and v5.
+    version: a key of `rwkv.model.rwkv.GENERATIONS`; v5 is 5.2.
     """
 
     n_layer: int
     n_embd: int
     vocab_size: int
-    lora_rank: LoraRank | FinchRank | None
+    lora_rank: Any
     head_size: int = 64
     version: str = "v7"
 

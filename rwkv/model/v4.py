@@ -19,6 +19,20 @@ WKV = "wkv4"
 EMB_SCALE = 6e-4  # the official trainer takes the learning rate
 
 
+def version_in(att: dict[str, Tensor]) -> str | None:
+    """The version whose time-mix of layer 0 has these tensors; None if it is none of this module's."""
+    return "v4" if "time_first" in att and "ln_x.weight" not in att else None
+
+
+def heads_and_rank(att: dict[str, Tensor]) -> tuple[int, None]:
+    """(head size, ranks) of a layer's time-mix: v4 has neither."""
+    return 64, None
+
+
+def default_rank(n_embd: int) -> None:
+    return None
+
+
 class TimeMix(nn.Module):
     def __init__(self, size: Size, layer: int):
         super().__init__()

@@ -21,6 +21,25 @@ WKV = "wkv5"
 EMB_SCALE = 1e-4
 
 
+def version_in(att: dict[str, Tensor]) -> str | None:
+    """The version whose time-mix of layer 0 has these tensors; None if it is none of this module's."""
+    if "time_mix_k" not in att or "ln_x.weight" not in att:
+        return None
+    if "gate.weight" not in att:
+        return "v5.0"
+    decay = att["time_decay"]
+    return "v5" if decay.dim() > 1 and decay.shape[1] > 1 else "v5.1"
+
+
+def heads_and_rank(att: dict[str, Tensor]) -> tuple[int, None]:
+    """(head size, ranks) of a layer's time-mix."""
+    return len(att["ln_x.weight"]) // len(att["time_decay"]), None
+
+
+def default_rank(n_embd: int) -> None:
+    return None
+
+
 class TimeMix(nn.Module):
     def __init__(self, size: Size, layer: int):
         super().__init__()

@@ -7,6 +7,8 @@ low-rank matrices.
 Legend: B rows, T tokens, C channels (n_embd), H heads, N head size, M and D ranks of the mix and of the decay.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,29 @@ from rwkv.model.size import Size
 
 WKV = "wkv6"
 EMB_SCALE = 1e-4
+
+
+@dataclass(frozen=True)
+class FinchRank:
+    """Ranks of the low-rank parts: token-shift factors (mix) and decay."""
+
+    mix: int
+    decay: int
+
+
+def version_in(att: dict[str, Tensor]) -> str | None:
+    """The version whose time-mix of layer 0 has these tensors; None if it is none of this module's."""
+    return "v6" if "time_maa_x" in att else None
+
+
+def heads_and_rank(att: dict[str, Tensor]) -> tuple[int, FinchRank]:
+    """(head size, ranks) of a layer's time-mix."""
+    return att["time_faaaa"].shape[1], FinchRank(att["time_maa_w1"].shape[1] // 5, att["time_decay_w1"].shape[1])
+
+
+def default_rank(n_embd: int) -> FinchRank:
+    """As released: 32 and 64, twice that from a width of 4096 on."""
+    return FinchRank(64, 128) if n_embd >= 4096 else FinchRank(32, 64)
 
 
 class TimeMix(nn.Module):

@@ -17,10 +17,24 @@ from torch import Tensor, nn
 
 from rwkv.kernels.wkv7 import wkv7
 from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, token_shift
-from rwkv.model.size import Size
+from rwkv.model.size import LoraRank, Size
 
 WKV = "wkv7"
 EMB_SCALE = 1e-4
+
+
+def version_in(att: dict[str, Tensor]) -> str | None:
+    """The version whose time-mix of layer 0 has these tensors; None if it is none of this module's."""
+    return "v7" if "r_k" in att else None
+
+
+def heads_and_rank(att: dict[str, Tensor]) -> tuple[int, LoraRank]:
+    """(head size, ranks) of a layer's time-mix; layer 0 of a released file has no v1."""
+    return att["r_k"].shape[1], LoraRank(*(att[f"{c}1"].shape[1] if f"{c}1" in att else 32 for c in "wavg"))
+
+
+def default_rank(n_embd: int) -> LoraRank:
+    return LoraRank.default(n_embd)
 
 
 class TimeMix(nn.Module):

@@ -11,7 +11,8 @@ import torch
 
 from rwkv.checkpoint import official
 from rwkv.model.rwkv import RWKV
-from rwkv.model.size import FinchRank, LoraRank, Size
+from rwkv.model.size import LoraRank, Size
+from rwkv.model.v6 import FinchRank
 
 pytestmark = pytest.mark.slow
 RANKS = {"v6": FinchRank(32, 64), "v7": LoraRank(32, 32, 32, 64)}

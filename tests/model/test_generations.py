@@ -11,8 +11,9 @@ from rwkv.config.compose import load
 from rwkv.config.derived import size_of
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import GENERATIONS, RWKV, count_parameters
-from rwkv.model.size import FinchRank, LoraRank, Size
+from rwkv.model.size import LoraRank, Size
 from rwkv.model.state import State
+from rwkv.model.v6 import FinchRank, default_rank
 from tests.bptt.test_engine import grads, make_batch, whole, worst
 from tests.model.test_v7 import layer_norm
 
@@ -181,7 +182,7 @@ def test_exact_parameter_counts(arch, model, vocab, count):
 @torch.no_grad()
 @pytest.mark.parametrize(("version", "vocab", "want"), [("v4", 50277, 10.950), ("v5", 65536, 11.212), ("v6", 65536, 11.212)])
 def test_official_initial_loss(version, vocab, want):
-    rank = FinchRank.default(256) if version == "v6" else None
+    rank = default_rank(256) if version == "v6" else None
     model = RWKV(Size(2, 256, vocab, rank, 64, version)).init_weights(3)
     hidden, _ = model(torch.randint(0, vocab, (1, 64), generator=torch.Generator().manual_seed(0)))
     logits = model.logits(hidden)
@@ -210,7 +211,7 @@ def test_initialisation_tables():
         "v6": {"att.receptance": 1.0, "att.value": 1.0, "att.key": 0.1, "att.gate": 0.1, "ffn.key": 1.0, "att.output": 0, "ffn.receptance": 0},
     }  # fmt: skip
     for version, values in want.items():
-        rank = FinchRank.default(C) if version == "v6" else None
+        rank = default_rank(C) if version == "v6" else None
         model = RWKV(Size(3, C, 300, rank, 64, version)).init_weights(0)
         block = dict(model.blocks[1].named_parameters())
         for name, value in values.items():
