@@ -22,6 +22,7 @@ from rwkv.data.layout import Batch, Chunk
 from rwkv.model.loss import LossModel
 from rwkv.model.state import State
 
+
 @dataclass(frozen=True)
 class Settings:
     """ctx_len: tokens a chunk; window: chunks that a gradient goes back through, None for all; states: as `bptt.states`.

@@ -92,7 +92,6 @@ class RWKV(nn.Module):
     @torch.no_grad()
     def init_weights(self, seed: int) -> "RWKV":
         """The official initialisation of the generation, from this seed alone."""
-        V, C = self.size.vocab_size, self.size.n_embd
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             scale = GENERATIONS[self.size.version].EMB_SCALE

@@ -13,8 +13,8 @@ from rwkv.bptt.chunks import runner
 from rwkv.bptt.engine import Settings
 from rwkv.checkpoint import official, store
 from rwkv.checkpoint.run import RunFolder
-from rwkv.config.schema import TrainConfig
 from rwkv.config.derived import peak_lr, size_of
+from rwkv.config.schema import TrainConfig
 from rwkv.data import corpus as corpora
 from rwkv.data import sources, tokenizer
 from rwkv.data.layout import Documents, Stream

@@ -8,8 +8,8 @@ import yaml
 
 from rwkv.checkpoint.run import signature
 from rwkv.config.compose import conf_dir, groups, load
-from rwkv.config.schema import TrainConfig
 from rwkv.config.derived import size_of
+from rwkv.config.schema import TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.model.rwkv import RWKV, count_parameters
 
