@@ -33,6 +33,7 @@ TRAIN = {
     "share of one": (["data.val_share=1.0"], r"data\.val_share=1\.0.*less than 1"),
     "short list": (["optim.betas=[0.9]"], r"optim\.betas"),
     "depth that no step has": (["bptt=truncated", "bptt.depth=4"], r"bptt\.depth=4.*set layout\.chunks=4 or more"),
+    "a million layers": (["model.n_layer=1000000"], r"this run does not fit: it needs about .* TB"),
     "set twice": (["model=7b", "model=3b"], r"model is set twice"),
     "no equals sign": (["tiny"], r"tiny: cannot be read: settings are written key=value"),
     "unreadable value": (["name={"], r"name=\{: cannot be read"),

@@ -1,6 +1,6 @@
 """Whether a training run fits the device, said before anything is allocated."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -37,8 +37,7 @@ ACTIVATIONS_PER_BLOCK = 70
 
 def training_need(size: Size, rows: int, ctx_len: int, weights: str, recompute: bool) -> Need:
     """What training takes on one device, with all of the model and its optimizer there: an estimate from the sizes."""
-    with torch.device("meta"):
-        n = count_parameters(RWKV(size))
+    n = parameters(size)
     element = {"bf16": 2, "fp32": 4, "fp64": 8}[weights]
     master = max(4, element)
     block = rows * ctx_len * size.n_embd * element
@@ -50,6 +49,13 @@ def training_need(size: Size, rows: int, ctx_len: int, weights: str, recompute: 
         activations=block * blocks,
         logits=2 * master * min(LOGITS_AT_ONCE, rows * ctx_len * size.vocab_size),
     )
+
+
+def parameters(size: Size) -> int:
+    """Of a model of this size, from those of one and of two layers: all but the first have equally many."""
+    with torch.device("meta"):
+        one, two = (count_parameters(RWKV(replace(size, n_layer=n))) for n in (1, 2))
+    return one + (size.n_layer - 1) * (two - one)
 
 
 def check_fit(cfg: TrainConfig, size: Size, device: torch.device) -> None:

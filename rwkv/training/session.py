@@ -18,7 +18,7 @@ from rwkv.config.schema import TrainConfig
 from rwkv.data import corpus as corpora
 from rwkv.data import sources, tokenizer
 from rwkv.data.layout import Documents, Stream
-from rwkv.data.official import Official
+from rwkv.data.official_order import Official
 from rwkv.errors import CheckpointError, DataError
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV

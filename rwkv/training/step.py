@@ -5,7 +5,7 @@ import torch
 from rwkv.bptt.chunks import Eager
 from rwkv.bptt.engine import Bptt, Settings
 from rwkv.data.layout import Batch, Documents, Stream
-from rwkv.data.official import Official
+from rwkv.data.official_order import Official
 from rwkv.model.state import State
 from rwkv.training.ranks import Ranks
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rwkv import train
-from rwkv.data.official import Official, magic_prime
+from rwkv.data.official_order import Official, magic_prime
 from rwkv.errors import DataError
 from tests.conftest import tiny, write_text
 
