@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--prompt: empty; a model needs at least one token to go on from")
     if max(prompt) >= model.size.vocab_size:
         raise ConfigError(f"--tokenizer: gives token {max(prompt)}, the model has {model.size.vocab_size}")
+    if not args.model:
+        print(f"[{path}]", file=sys.stderr)
     print(args.prompt, end="", flush=True)
     seed = args.seed if args.seed is not None else time.time_ns() % 2**63
     text = codecs.getincrementaldecoder("utf-8")("replace")  # holds back a character until its last byte

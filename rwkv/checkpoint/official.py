@@ -78,7 +78,11 @@ def load(path: Path) -> dict[str, Tensor]:
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start != b"PK" and start[:1] != b"\x80":  # a zip, or a pickle as PyTorch wrote before 1.6
+            raise ValueError("it is neither a zip nor a pickle, as torch.save writes")
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=start == b"PK")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:

@@ -224,5 +224,5 @@ def finished_message(folder: RunFolder) -> str:
         f"this run is finished: {summary['tokens']:,} tokens{reached}\n"
         f"  {folder.report}\n"
         f"its data was {summary['data']} (the fingerprint); it was not read again to see whether it still is\n"
-        f"another run: change a setting (seed=2); the same again: delete {folder.path}"
+        f"another run: change a setting of what is learnt (seed=2), or out=; the same again: delete {folder.path}"
     )

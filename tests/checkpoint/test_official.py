@@ -54,6 +54,14 @@ def test_released_layout_prefixes_and_squeezed_shapes(weights, tmp_path):
     torch.testing.assert_close(model(tokens)[0], whole(tokens)[0], rtol=0, atol=0)
 
 
+def test_a_file_as_pytorch_wrote_before_zips(weights, tmp_path):
+    torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert same(official.load(tmp_path / "old.pth"), weights)
+    (tmp_path / "text.pth").write_text("no model")
+    with pytest.raises(CheckpointError, match="neither a zip nor a pickle"):
+        official.load(tmp_path / "text.pth")
+
+
 def test_what_does_not_fit_is_named(weights):
     broken = dict(weights)
     del broken["ln_out.bias"]
