@@ -30,18 +30,23 @@ def write(weights: dict[str, Tensor], path: Path, dtype: torch.dtype | None = No
     Raises:
         CheckpointError: the path cannot be written, or there is no such form of this generation.
     """
-    weights = {name: w.detach().to("cpu", dtype or w.dtype).contiguous() for name, w in weights.items()}
     if path.suffix == ".pth":
-        return _replace(path, lambda temp: torch.save(weights, temp))
+        return save(weights, path, dtype)
+    weights = _plain(weights, dtype)
     if path.suffix == ".safetensors":
         return _replace(path, lambda temp: save_file(weights, temp, metadata={"format": "pt"}))
     return huggingface.save(weights, size_of(weights), path)
 
 
-def save(weights: dict[str, Tensor], path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save(weights: dict[str, Tensor], path: Path, dtype: torch.dtype | None = torch.bfloat16) -> None:
     """Write weights as the official trainer reloads them strictly: its keys and shapes, all in one dtype, a `.pth`."""
-    weights = {name: w.detach().to("cpu", dtype).contiguous() for name, w in weights.items()}
+    weights = _plain(weights, dtype)
     _replace(path, lambda temp: torch.save(weights, temp))
+
+
+def _plain(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """On the CPU, each in one piece, in `dtype` if that is given."""
+    return {name: w.detach().to("cpu", dtype or w.dtype).contiguous() for name, w in weights.items()}
 
 
 def _replace(path: Path, write_to) -> None:

@@ -10,6 +10,12 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def zero_state(r: Tensor) -> Tensor:
+    """[B, H, N, N] zeros: the state before the first token, for inputs like r [B, T, H, N]."""
+    B, _, H, N = r.shape
+    return torch.zeros(B, H, N, N, dtype=state_dtype(r), device=r.device)
+
+
 class Layout:
     """[B, T, H, N] <-> [n, G, C, N], the last chunk filled up with tokens that leave the state alone."""
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from rwkv.kernels import registry
-from rwkv.kernels.common import single_token, state_dtype
+from rwkv.kernels.common import single_token, zero_state
 from rwkv.kernels.wkv6.chunked import wkv6_chunked
 from rwkv.kernels.wkv6.reference import wkv6_reference
 
@@ -25,9 +24,7 @@ def wkv5(
 
     Args and returns as `rwkv.kernels.wkv6.wkv6`, but w: [H, N] in any float dtype, the raw decay of every token.
     """
-    B, _, H, N = r.shape
-    if state is None:
-        state = torch.zeros(B, H, N, N, dtype=state_dtype(r), device=r.device)
+    state = zero_state(r) if state is None else state
     return registry.pick("wkv5", backend, r)(r, w, k, v, u, state, reset)
 
 

@@ -1,10 +1,9 @@
 """WKV-6, the recurrence of RWKV v6: one op, several backends."""
 
-import torch
 from torch import Tensor
 
 from rwkv.kernels import registry
-from rwkv.kernels.common import single_token, state_dtype
+from rwkv.kernels.common import single_token, zero_state
 from rwkv.kernels.wkv6.chunked import wkv6_chunked
 from rwkv.kernels.wkv6.reference import wkv6_reference
 
@@ -36,9 +35,7 @@ def wkv6(
     Raises:
         KernelError: the backend asked for cannot run here; the message says why.
     """
-    B, _, H, N = r.shape
-    if state is None:
-        state = torch.zeros(B, H, N, N, dtype=state_dtype(r), device=r.device)
+    state = zero_state(r) if state is None else state
     return registry.pick("wkv6", backend, r)(r, w, k, v, u, state, reset)
 
 

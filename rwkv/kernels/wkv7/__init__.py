@@ -1,10 +1,9 @@
 """WKV-7, the recurrence of RWKV v7: one op, several backends."""
 
-import torch
 from torch import Tensor
 
 from rwkv.kernels import registry
-from rwkv.kernels.common import single_token, state_dtype
+from rwkv.kernels.common import single_token, zero_state
 from rwkv.kernels.wkv7 import cpu, triton
 from rwkv.kernels.wkv7.chunked import wkv7_chunked
 from rwkv.kernels.wkv7.reference import wkv7_reference
@@ -37,9 +36,7 @@ def wkv7(
     Raises:
         KernelError: the backend asked for cannot run here; the message says why.
     """
-    B, _, H, N = r.shape
-    if state is None:
-        state = torch.zeros(B, H, N, N, dtype=state_dtype(r), device=r.device)
+    state = zero_state(r) if state is None else state
     return registry.pick("wkv7", backend, r)(r, w, k, v, a, b, state, reset)
 
 
