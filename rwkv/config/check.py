@@ -55,4 +55,4 @@ def _data_rules(cfg: TrainConfig):
         f"data.name={cfg.data.name}: reading from the Hugging Face hub is not built yet; today: data=sample, "
         "data=text data.path=FILE_OR_FOLDER, data=tokens data.path=FILE.npy",
     )
-    yield cfg.data.kind in ("text", "tokens") and cfg.data.path is None, f"data={cfg.data.kind} needs data.path"
+    yield cfg.data.kind in ("files", "tokens", "binidx") and cfg.data.path is None, f"data.kind={cfg.data.kind} needs data.path"

@@ -52,7 +52,7 @@ def groups() -> dict[str, Group]:
     out = {}
     for entry in yaml.safe_load(text)["defaults"]:
         for name, default in entry.items() if isinstance(entry, dict) else ():
-            options = sorted((f.stem for f in (conf_dir() / name).glob("*.yaml")), key=_natural)
+            options = sorted((f.stem for f in (conf_dir() / name).glob("[!_]*.yaml")), key=_natural)
             out[name] = Group(options, default, about[name])
     return out
 

@@ -5,7 +5,7 @@ Each field's comment is its documentation, with its unit.
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -75,11 +75,45 @@ class Tokenizer:
 
 
 @dataclass(config=_STRICT, frozen=True)
+class Record:
+    """How a record of a source becomes text, and which of its parts are trained."""
+
+    kind: Literal["auto", "text"]
+    text: Text  # the key of the text
+
+
+@dataclass(config=_STRICT, frozen=True)
 class Data:
-    kind: Literal["sample", "text", "tokens", "hub"]
-    path: Text | None  # text: file or folder; tokens: a .npy file of token ids
-    name: Text | None  # hub: the dataset's name
+    kind: Literal["sample", "files", "hub", "tokens", "binidx", "mix"]
+    path: Text | None  # files, tokens, binidx: a file, folder or pattern; an address such as s3://bucket/folder too
+    format: Literal["auto", "text", "lines", "jsonl", "csv", "parquet", "arrow"]  # files: auto goes by how names end
+    storage: dict[str, Any] | None  # options of the file system behind an address, as fsspec takes them
+    name: Text | None  # hub: the dataset's name, as the following
+    config: Text | None
+    split: Text
+    revision: Text | None
+    streaming: Bool  # hub: read while it is downloaded, and only what is used
+    record: Record
+    min_tokens: Count  # a shorter document is dropped and counted; its end token is one of them
+    max_tokens: Count | None  # a longer one too; null: no limit
+    first: Count0  # records left out at the beginning
+    limit: Count | None  # at most so many records; null: all
+    on_error: Literal["drop", "stop"]  # a bad record is counted and left out, or ends the preparation; named either way
     val_share: Fraction  # of the documents (of each document's tail, if they are few) kept for validation
+    val_split: Text | None  # hub: the split that is validation, instead of a share
+    val_path: Text | None  # files, tokens, binidx: the path that is validation, instead of a share
+    cache: Text | None  # folder of prepared data; null: "data" in the folder of the runs
+    processes: Count0  # that prepare data; 0: one a CPU core
+    mix: dict[str, "Source"] | None  # mix: sources by name
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Source:
+    """A source of a mix: any option of data, its keys changed, and how much of it."""
+
+    data: Data
+    weight: Positive  # its share of the tokens is weight / sum of the weights
+    epochs: Positive | None  # at most so many times through it; null: as often as its share asks for
 
 
 @dataclass(config=_STRICT, frozen=True)

@@ -1,120 +1,103 @@
-"""Corpus: tokens of many documents back to back, each ending in the end-of-document token, and where each begins."""
+"""Corpus: the documents of a store of tokens, each ending in the end-of-document token."""
 
 import functools
-import hashlib
 import math
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-
-from rwkv.data.sources import Document
-from rwkv.data.tokenizer import END_OF_DOCUMENT, Tokenizer
-from rwkv.errors import DataError
 
 BLOCK = 2**20  # tokens of a memory-mapped file looked at together
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """tokens: [n] uint8, uint16 or uint32, possibly memory-mapped; offsets: [documents + 1] int64."""
+    """Arrays may be memory-mapped; a store of 100 million documents is never held as a whole.
+
+    tokens: [n] uint8, uint16 or uint32 ids.
+    starts: [documents] int64, where each begins in `tokens`; sizes: [documents] int32 or int64, its tokens, end token included.
+    trained: [n] bool, whether each token is a target; None: all are. A document's first token never is.
+    held: [m] int64, sorted numbers of documents of the arrays that this corpus leaves out.
+    fingerprint: changes when a token, a mask or a boundary does.
+    """
 
     tokens: np.ndarray
-    offsets: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    trained: np.ndarray | None = None
+    held: np.ndarray | None = None
+    fingerprint: str = ""
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.sizes) - (0 if self.held is None else len(self.held))
+
+    def spans(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(starts, sizes) of documents by their numbers 0 .. len - 1, both int64."""
+        if self.held is not None and len(self.held):
+            numbers = numbers + np.searchsorted(self.held - np.arange(len(self.held)), numbers, side="right")
+        return self.starts[numbers].astype(np.int64), self.sizes[numbers].astype(np.int64)
 
     def document(self, i: int) -> np.ndarray:
         """The i-th document's tokens, its end token included: a view."""
-        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+        (start,), (size,) = self.spans(np.array([i]))
+        return self.tokens[start : start + size]
 
-    @property
-    def predictable(self) -> int:
-        """Tokens that can be predicted: all but each document's first."""
-        return len(self.tokens) - len(self)
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Numbers of documents, all of them in order, some at a time."""
+        for first in range(0, len(self), BLOCK):
+            yield np.arange(first, min(first + BLOCK, len(self)))
 
-    @property
-    def fingerprint(self) -> str:
-        """Of sizes, and of the tokens themselves up to 64 MiB evenly spread."""
-        digest = hashlib.sha256(self.offsets.tobytes())
-        step = max(1, len(self.tokens) // 2**25)
-        digest.update(np.ascontiguousarray(self.tokens[::step]).tobytes())
-        return digest.hexdigest()[:16]
+    @functools.cached_property
+    def count(self) -> int:
+        """Tokens in all."""
+        return sum(int(self.spans(block)[1].sum()) for block in self.blocks())
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return max(int(self.spans(block)[1].max()) for block in self.blocks())
 
     @functools.lru_cache(maxsize=1)  # asked for several times in a run, of one corpus
     def unigram_entropy(self, vocab_size: int) -> float:
-        """Nats a token of a model that knows only how often each token occurs."""
-        counts = sum(np.bincount(block, minlength=vocab_size) for _, block in _blocks(self.tokens))
+        """Nats a token of a model that knows only how often each token occurs, by at most 2^28 of them."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for block in self.blocks():
+            starts, sizes = self.spans(block)
+            for start, size in zip(starts, sizes, strict=True):
+                for at in range(start, start + size, BLOCK):
+                    counts += np.bincount(self.tokens[at : min(at + BLOCK, start + size)], minlength=vocab_size)
+                if counts.sum() >= 2**28:
+                    break
         p = counts[counts > 0] / counts.sum()
         return float(-(p * np.log(p)).sum())
 
 
-def _blocks(tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(start, tokens from there): what is made of a block may take more bytes a token than the tokens."""
-    for start in range(0, len(tokens), BLOCK):
-        yield start, np.asarray(tokens[start : start + BLOCK])
-
-
-def tokenise(documents: Iterable[Document], tokenizer: Tokenizer) -> Corpus:
-    """Encode documents in order, an end-of-document token behind each."""
-    pieces, sizes = [], []
-    for _, text in documents:
-        ids = tokenizer.encode(text)
-        pieces += [ids, np.array([END_OF_DOCUMENT], dtype=ids.dtype)]
-        sizes.append(len(ids) + 1)
-    return Corpus(np.concatenate(pieces), np.cumsum([0, *sizes]))
-
-
-def load_tokens(path: str | None, vocab_size: int) -> Corpus:
-    """A .npy file of token ids, memory-mapped; the end-of-document id parts it into documents.
-
-    Raises:
-        DataError: not such a file, or ids that the vocabulary does not have.
-    """
-    if path is None:
-        raise DataError("data=tokens needs data.path=FILE.npy")
-    try:
-        tokens = np.load(Path(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"data.path={path}: not a readable .npy file: {error}") from error
-    if not isinstance(tokens, np.ndarray):
-        tokens.close()
-        raise DataError(f"data.path={path}: an archive of several arrays; save the token ids alone with np.save, as a .npy file")
-    if tokens.ndim != 1 or tokens.dtype not in (np.uint8, np.uint16, np.uint32) or not len(tokens):
-        raise DataError(f"data.path={path}: {tokens.dtype}{list(tokens.shape)}; wanted token ids [n] as uint8, uint16 or uint32")
-    highest, ends = 0, [np.array([0, len(tokens)])]
-    for start, block in _blocks(tokens):
-        highest = max(highest, int(block.max()))
-        ends.append(start + np.flatnonzero(block == END_OF_DOCUMENT) + 1)
-    if highest >= vocab_size:
-        raise DataError(f"data.path={path}: token id {highest} is outside the vocabulary of {vocab_size}; set model.vocab_size or another tokenizer")
-    return Corpus(tokens, np.unique(np.concatenate(ends)).astype(np.int64))
-
-
 def split(corpus: Corpus, share: float) -> tuple[Corpus, Corpus | None]:
-    """(training, validation): a share of the documents; where that is less than one, that share of each one's tail.
+    """(training, validation): a share of the documents; where that is less than one, that share of each one's tail. No copies.
 
     Which ones are held out depends on their number alone, so that every seed is validated on the same text. Nothing is
     held out (None) where that would leave no token to predict there: each document of the validation has at least one.
     """
     if share == 0:
         return corpus, None
-    i = np.arange(len(corpus) + 1)
-    held = np.diff(np.floor(i * share + 0.5 - share / 4)) > 0  # evenly spread, the first about half of 1 / share documents in
-    if round(len(corpus) * share, 9) >= 1 and not held.all():
-        train, val = ([corpus.document(i) for i in np.flatnonzero(which)] for which in (~held, held))
-    else:
-        spans = list(zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True))
-        cuts = [o + max(1, math.floor((e - o) * (1 - share))) for o, e in spans]
-        train = [corpus.tokens[o:c] for (o, _), c in zip(spans, cuts, strict=True)]
-        val = [corpus.tokens[c:e] for (_, e), c in zip(spans, cuts, strict=True)]
-    val = [document for document in val if len(document) > 1]
-    return (_join(train), _join(val)) if val else (corpus, None)
+    n = len(corpus)
+    if round(n * share, 9) >= 1:
+        # the number of documents held out before the i-th is floor(i share + c): evenly spread, the first about half of 1 / share in
+        k = np.arange(1, math.floor(n * share + 0.5 - share / 4) + 1)
+        held = np.ceil(np.round((k - 0.5 + share / 4) / share, 9)).astype(np.int64) - 1
+        held = held[held < n]
+        if 0 < len(held) < n:
+            starts, sizes = corpus.starts[held], corpus.sizes[held]
+            full = sizes > 1
+            return _with(corpus, held=held), _with(corpus, starts=starts[full], sizes=sizes[full]) if full.any() else None
+    keep = np.maximum(1, np.floor(corpus.sizes * (1 - share))).astype(np.int64)
+    rest = corpus.sizes - keep
+    full = rest > 1
+    if not full.any():
+        return corpus, None
+    return _with(corpus, sizes=keep), _with(corpus, starts=(corpus.starts + keep)[full], sizes=rest[full])
 
 
-def _join(documents: list[np.ndarray]) -> Corpus:
-    tokens = documents[0] if len(documents) == 1 else np.concatenate(documents)  # one is left where it is
-    return Corpus(tokens, np.cumsum([0, *map(len, documents)]))
+def _with(corpus: Corpus, **changes) -> Corpus:
+    fields = {"tokens": corpus.tokens, "starts": corpus.starts, "sizes": corpus.sizes, "trained": corpus.trained, "fingerprint": corpus.fingerprint}
+    return Corpus(**(fields | changes))
