@@ -110,15 +110,16 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def ratios(report: Report, size: Size, dtype: torch.dtype, ctx: int, chunks: int, repeats: int) -> None:
-    """Exact over truncated on the same chunks, interleaved."""
+def ratios(report: Report, size: Size, dtype: torch.dtype, ctx: int, chunks: int, repeats: int, kept: list[str], checkpointing: list[bool]) -> None:
+    """Exact over truncated on the same chunks, interleaved, the states kept in each of the places named."""
     report.add("", f"**Time of exact over truncated(1), {chunks} chunks of {ctx}** (medians of {repeats}, interleaved)", "")
-    report.add("| | truncated(1) | exact, states on device | exact, states on host | exact, sqrt | exact / truncated | host / device |")
-    report.add("|---|---|---|---|---|---|---|")
+    over = [f"{a} / {b}" for a, b in (("device", "truncated"), ("host", "device")) if {a, b} <= {*kept, "truncated"}]
+    head = ["", "truncated(1)", *(f"exact, states {k}" for k in kept), *over]
+    report.add("| " + " | ".join(head) + " |", "|---" * len(head) + "|")
     model, optimizer = make(size, dtype)
-    for recompute in (False, True):
+    for recompute in checkpointing:
         kinds = {"truncated": Settings(ctx, 1, recompute=recompute)}
-        kinds |= {k: Settings(ctx, None, k, recompute=recompute) for k in ("device", "host", "sqrt")}
+        kinds |= {k: Settings(ctx, None, k, recompute=recompute) for k in kept}
         batch = document(ctx * chunks, size.vocab_size)
         times: dict[str, list[float]] = {k: [] for k in kinds}
         for i in range(repeats + 1):
@@ -128,7 +129,7 @@ def ratios(report: Report, size: Size, dtype: torch.dtype, ctx: int, chunks: int
                     times[kind].append(seconds)
         m = {k: statistics.median(v) for k, v in times.items()}
         label = "activation checkpointing in both" if recompute else "no activation checkpointing"
-        cells = [f"{m[k]:.3f} s" for k in kinds] + [f"{m['device'] / m['truncated']:.2f}", f"{m['host'] / m['device']:.3f}"]
+        cells = [f"{m[k]:.3f} s" for k in kinds] + [f"{m[a] / m[b]:.3f}" for a, b in (x.split(" / ") for x in over)]
         report.add(f"| {label} | " + " | ".join(cells) + " |")
 
 
@@ -159,7 +160,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16" if DEVICE.type == "cuda" else "fp32")
     parser.add_argument("--ctx", type=count, default="4k" if DEVICE.type == "cuda" else "1k")
     parser.add_argument("--lengths", default="64k,256k,1M" if DEVICE.type == "cuda" else "16k,64k")
-    parser.add_argument("--kinds", default="host,device,sqrt")
+    parser.add_argument("--kinds", default="host,device,sqrt", help="where states are kept")
+    parser.add_argument("--checkpointing", default="off,on")
     parser.add_argument("--sections", default="errors,ratios,lengths")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
@@ -175,7 +177,8 @@ def main() -> None:
     if "errors" in args.sections:
         errors(report)
     if "ratios" in args.sections:
-        ratios(report, size, dtype, args.ctx, args.chunks, args.repeats)
+        checkpointing = [{"off": False, "on": True}[x] for x in args.checkpointing.split(",")]
+        ratios(report, size, dtype, args.ctx, args.chunks, args.repeats, args.kinds.split(","), checkpointing)
     if "lengths" in args.sections:
         lengths(report, size, dtype, args.ctx, [count(t) for t in args.lengths.split(",")], args.kinds.split(","))
 

@@ -1,10 +1,15 @@
 """Training on a CUDA device by the command a user types."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from tests.conftest import command, tiny, write_text
+from tests.conftest import ROOT, command, tiny, write_text
 
 pytestmark = pytest.mark.gpu
 
@@ -37,3 +42,27 @@ def test_certificate(tmp_path):
     for precision in ("fp32", "bf16"):
         done = command("certify", "ctx_len=64", f"precision={precision}", cwd=tmp_path, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_stopped_inside_a_document_and_taken_up_again(tmp_path):
+    """States on the host, moments on the device: the resumed run's losses are those of the one that was not stopped."""
+    write_text(tmp_path / "text.txt", 60_000)
+
+    def args(out):
+        return tiny(
+            "data=text", f"data.path={tmp_path}/text.txt", f"out={tmp_path}/{out}", "layout=document", "layout.rows=1", "ctx_len=16",
+            "trainer.tokens=180k", "bptt.states=host", "checkpoint.every=1",
+        )  # fmt: skip
+
+    assert command("train", *args("whole"), cwd=tmp_path, timeout=300).returncode == 0
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-m", "rwkv.train", *args("stopped")], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("stopped/*/checkpoints/step-00000001")) and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(1.0)  # into the second document
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert "checkpoint step-0000000" in said and "+" in said.split("checkpoint step")[-1]
+    done = command("train", *args("stopped"), cwd=tmp_path, timeout=300)
+    assert "resumed from" in done.stdout, done.stdout + done.stderr
+    assert losses(tmp_path / "stopped") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
