@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rwkv.bptt.chunks import Eager
 from rwkv.bptt.engine import Settings, gradient
-from rwkv.data.layout import Batch
+from rwkv.data.batch import Batch
 from rwkv.model.loss import LossModel
 from rwkv.model.state import State
 
@@ -57,7 +57,7 @@ def certify(
     rng = np.random.default_rng(seed)
     rows = len(state.wkv)
     tokens = rng.integers(0, vocab_size, (rows, length + 1)).astype(np.uint32)
-    batch = Batch(tokens, np.ones((rows, length), dtype=bool), None, carry=True)
+    batch = Batch.of(tokens, carry=True)
 
     def grads(with_settings: Settings) -> dict[str, Tensor]:
         collect()

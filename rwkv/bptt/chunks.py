@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rwkv.data.layout import Chunk
+from rwkv.data.batch import Chunk
 from rwkv.model.loss import LossModel
 from rwkv.model.state import State
 
@@ -34,16 +34,16 @@ class Eager:
             wanted: whether the gradient of the initial state is.
 
         Returns:
-            The loss and the final state, detached; the gradients of the initial state's tensors, or None.
+            The loss (of each source) and the final state, detached; the gradients of the initial state's tensors, or None.
         """
         start = state.leaf() if wanted else state
         loss, end = self.model(chunk.tokens, start, chunk.reset, chunk.targets, chunk.weight)
         if d_end is None:
-            loss.backward()
+            loss.sum().backward()
         else:
             # one scalar whose gradient is that of the loss and, through the final state, of all chunks behind
             behind = sum((x * g).sum(dtype=loss.dtype) for x, g in zip(end.tensors(), d_end, strict=True))
-            (loss + behind).backward()
+            (loss.sum() + behind).backward()
         d_start = [torch.zeros_like(x) if x.grad is None else x.grad for x in start.tensors()] if wanted else None
         return loss.detach(), end.detach(), d_start
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from rwkv.bptt import layerwise
 from rwkv.bptt.chunks import Eager
 from rwkv.bptt.states import Buffers, Sqrt, States, choose, room_for, size_bytes
-from rwkv.data.layout import Batch, Chunk
+from rwkv.data.batch import Batch, Chunk
 from rwkv.model.loss import LossModel
 from rwkv.model.state import State
 
@@ -47,7 +47,7 @@ class Bptt:
     (`load_state_dict`), given the parameter gradients so far.
 
     Attributes:
-        loss: fp64 scalar on the device, the loss of the chunks whose backward is done.
+        loss: fp64 scalar on the device, the loss of the chunks whose backward is done; [sources] of a batch of several.
         total, work: calls of `advance` in all, and done.
         final: the state after the batch, detached; set once `done`.
         d_state: the gradient of the initial state; set once `done`, if `want_state_grad`.
@@ -63,7 +63,7 @@ class Bptt:
         self.size = min(settings.window or self.n, self.n)
         self.total = self.work_of(batch, settings)
         self.want_state_grad = want_state_grad
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.loss = torch.zeros((batch.sources,) if batch.sources > 1 else (), dtype=torch.float64, device=self.device)
         self.work = 0
         self.d_state: State | None = None
         self._store: States | Sqrt | None = None

@@ -8,7 +8,7 @@ checkpointing.
 import torch
 from torch import Tensor
 
-from rwkv.data.layout import Chunk
+from rwkv.data.batch import Chunk
 from rwkv.model.loss import LossModel
 from rwkv.model.state import State
 
@@ -38,7 +38,7 @@ def backward(
     inputs, last = [x.detach() for x in kept[: len(rwkv.blocks)]], kept[len(rwkv.blocks)].detach().requires_grad_()
     v_first = kept[-1].detach() if len(kept) > len(rwkv.blocks) + 1 else None  # which v7 alone has
     loss = model.loss(rwkv.ln_out(last), chunk.targets, chunk.weight)
-    loss.backward()
+    loss.sum().backward()
     d_x, d_v_first = last.grad, None if v_first is None else torch.zeros_like(v_first)
     d_shift, d_wkv = [None] * len(rwkv.blocks), [None] * len(rwkv.blocks)
     for i in reversed(range(len(rwkv.blocks))):

@@ -15,7 +15,7 @@ from rwkv.errors import CheckpointError, ConfigError
 # settings that do not change what is learnt: where and how it is computed, shown and kept
 NOT_SIGNED = {
     "name", "out", "threads", "logger", "checkpoint", "sample", "expect", "strategy",
-    "model.kernel", "bptt.states", "bptt.recompute", "bptt.graphs",
+    "data.cache", "data.processes", "data.storage", "layout.at_once", "model.kernel", "bptt.states", "bptt.recompute", "bptt.graphs",
     "trainer.log_every", "trainer.val_every", "trainer.val_tokens", "trainer.self_check",
 }  # fmt: skip
 

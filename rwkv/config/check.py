@@ -39,9 +39,10 @@ def _rules(cfg: TrainConfig):
         f"set layout.chunks={cfg.bptt.depth} or more",
     )
     yield (
-        cfg.layout.kind != "document" and cfg.layout.max_tokens is not None,
-        f"layout.max_tokens={cfg.layout.max_tokens} cuts documents, and layout={cfg.layout.kind} reads them on and on: leave it out, or set layout=document",
+        cfg.layout.kind in ("fixed", "official") and cfg.layout.max_tokens is not None,
+        f"layout.max_tokens={cfg.layout.max_tokens} is for whole documents, and layout={cfg.layout.kind} cuts them to samples: leave it out",
     )
+    yield cfg.layout.kind == "official" and cfg.layout.reset, "layout=official tells no documents apart: set layout.reset=false, or layout=fixed"
     known = VOCAB_SIZES.get(cfg.tokenizer.kind)
     yield (
         bool(m.vocab_size and known and m.vocab_size < known),
@@ -50,6 +51,11 @@ def _rules(cfg: TrainConfig):
 
 
 def _data_rules(cfg: TrainConfig):
+    mixed = cfg.data.kind == "mix"
+    yield mixed and not cfg.data.mix, "data=mix needs sources: data.mix='{books: {data: text, path: books/, weight: 2}, chats: {data: jsonl, path: chats.jsonl}}'"
+    yield bool(cfg.data.mix) and not mixed, f"data.mix has sources, and data.kind={cfg.data.kind}: set data=mix"
+    lone = [n for n, s in (cfg.data.mix or {}).items() if s.data.kind in ("files", "tokens", "binidx") and s.data.path is None]
+    yield bool(lone), f"data.mix: {', '.join(lone)} needs a path"
     yield (
         cfg.data.kind == "hub",
         f"data.name={cfg.data.name}: reading from the Hugging Face hub is not built yet; today: data=sample, "

@@ -119,6 +119,8 @@ def _check_key(text: str, override: Override, known: dict[str, Group]) -> str:
     node: Any = TrainConfig
     for depth, part in enumerate(path):
         fields = _fields(node)
+        if path[:depth] == ["data", "mix"]:
+            break  # names of sources, and what each is made of: checked when they are composed
         if part not in fields:
             where = ".".join(path[:depth])
             names = list(fields) + (list(known) if depth == 0 else [])
@@ -157,6 +159,7 @@ def load(overrides: list[str]) -> TrainConfig:
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
         tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        tree["data"]["mix"] = expand_mix(tree["data"]["mix"])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(str(error).split("\nfull_key")[0]) from error
     if tree["name"] is None:
@@ -164,6 +167,38 @@ def load(overrides: list[str]) -> TrainConfig:
         model = [Path(str(origin)).stem] if origin else [choices["arch"], choices["model"]]
         tree["name"] = "-".join([*model, choices["data"]])
     return convert(tree, overrides)
+
+
+def expand_mix(mix: Any) -> dict | None:
+    """Sources as they are written, {name: {data: OPTION, weight: 2, epochs: 3, any key of data: value}}, each with every key.
+
+    Raises:
+        ConfigError: not of that form, or no such option.
+    """
+    if not mix:
+        return None
+    if not isinstance(mix, dict) or not all(isinstance(entry, dict) for entry in mix.values()):
+        raise ConfigError(f"data.mix={mix}: wanted sources by name: data.mix='{{books: {{data: text, path: books/, weight: 2}}, chats: {{data: jsonl, ...}}}}'")
+    options = [option for option in groups()["data"].options if option != "mix"]
+    out = {}
+    for name, entry in mix.items():
+        keys = {"data": "files", "weight": 1.0, "epochs": None} | entry
+        option = keys.pop("data")
+        if option not in options:
+            raise ConfigError(f"data.mix.{name}.data={option}: there is no such option{_nearest(str(option), options)}; it can be {', '.join(options)}")
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            data = OmegaConf.to_container(compose(PRIMARY, overrides=[f"data='{option}'"])["data"])
+        source = {"weight": _float(keys.pop("weight")), "epochs": _float(keys.pop("epochs"))}
+        out[str(name)] = source | {"data": _merged(data, keys)}
+    return out
+
+
+def _float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _merged(tree: dict, changes: dict) -> dict:
+    return tree | {k: _merged(tree[k], v) if isinstance(v, dict) and isinstance(tree.get(k), dict) else v for k, v in changes.items()}
 
 
 def convert(tree: dict, overrides: list[str] = ()) -> TrainConfig:

@@ -118,11 +118,14 @@ class Source:
 
 @dataclass(config=_STRICT, frozen=True)
 class Layout:
-    kind: Literal["stream", "document", "official"]
-    rows: Count  # rows of a batch, over all ranks: lanes of the stream, or documents side by side
-    chunks: Count  # stream, official: chunks of ctx_len tokens a row reads in one optimizer step
+    kind: Literal["stream", "document", "fixed", "official"]
+    rows: Count  # rows of a batch, over all ranks: lanes of the stream, or documents or samples side by side
+    chunks: Count  # of ctx_len tokens: what a row reads in a batch; document: what a row of packed documents has at least
     accumulate: Count  # batches in one optimizer step
-    max_tokens: Count | None  # document: a longer document is cut into documents of this length; null: never
+    reset: Bool  # whether the state is cleared at each document's start; official: never
+    max_tokens: Count | None  # document: a longer one goes on in the next batches, its state carried, its gradient not; stream: is cut
+    window: Count  # document: batches planned together; more fill rows better, and shuffle less of the lengths
+    at_once: Count | None  # rows that a process computes side by side: fewer take less memory; null: all it has
 
 
 @dataclass(config=_STRICT, frozen=True)

@@ -60,14 +60,19 @@ class Corpus:
     @functools.lru_cache(maxsize=1)  # asked for several times in a run, of one corpus
     def unigram_entropy(self, vocab_size: int) -> float:
         """Nats a token of a model that knows only how often each token occurs, by at most 2^28 of them."""
-        counts = np.zeros(vocab_size, dtype=np.int64)
+        counts, left = np.zeros(vocab_size, dtype=np.int64), 2**28
         for block in self.blocks():
             starts, sizes = self.spans(block)
-            for start, size in zip(starts, sizes, strict=True):
-                for at in range(start, start + size, BLOCK):
-                    counts += np.bincount(self.tokens[at : min(at + BLOCK, start + size)], minlength=vocab_size)
-                if counts.sum() >= 2**28:
+            ends = starts + sizes
+            first = np.flatnonzero(starts != np.concatenate([[-1], ends[:-1]]))  # documents side by side are counted together
+            for start, end in zip(starts[first].tolist(), ends[np.append(first[1:] - 1, len(ends) - 1)].tolist(), strict=True):
+                for at in range(start, min(end, start + left), BLOCK):
+                    counts += np.bincount(self.tokens[at : min(at + BLOCK, end)], minlength=vocab_size)
+                left -= end - start
+                if left <= 0:
                     break
+            if left <= 0:
+                break
         p = counts[counts > 0] / counts.sum()
         return float(-(p * np.log(p)).sum())
 

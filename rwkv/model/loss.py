@@ -26,29 +26,30 @@ class LossModel(nn.Module):
         Args:
             tokens, state, reset: as `RWKV.forward`.
             targets: [B, T] int; None computes the state alone.
-            weight: [B, T] fp32: each target's share of the loss, 0 where it is not trained.
+            weight: [B, T] fp32: each target's share of the loss, 0 where it is not trained. Or [G, B, T]: shares of G losses.
 
         Returns:
-            sum(weight * cross_entropy), an fp32 scalar (None without targets); and the state after the last token.
+            sum(weight * cross_entropy), an fp32 scalar, or [G] (None without targets); and the state after the last token.
         """
         hidden, state = self.rwkv(tokens, state, reset)
         return (None if targets is None else self.loss(hidden, targets, weight)), state
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         """sum(weight * cross_entropy) of hidden [B, T, n_embd], normalised for the head."""
-        return linear_cross_entropy(hidden.flatten(0, 1), self.rwkv.head.weight, targets.flatten(), weight.flatten(), self.l2wrap)
+        return linear_cross_entropy(hidden.flatten(0, 1), self.rwkv.head.weight, targets.flatten(), weight.flatten(-2), self.l2wrap)
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight: Tensor, l2wrap: float = 0.0) -> Tensor:
     """sum_t weight_t * -log softmax(head @ hidden_t)[targets_t], with the gradients of `hidden` and `head`.
 
     Args:
-        hidden: [n, C]; head: [V, C], the same dtype; targets: [n] int; weight: [n] fp32.
+        hidden: [n, C]; head: [V, C], the same dtype; targets: [n] int; weight: [n] fp32, or [G, n] for G losses whose sum is
+            what the gradients are of: backward takes one and the same gradient for each.
         l2wrap: adds l2wrap * weight_t * max_logit_t to the gradient of token t's largest logit, which is the gradient of
             l2wrap/2 * sum_t weight_t * max_logit_t^2. The returned value does not contain it (as RWKV-LM's L2Wrap).
 
     Returns:
-        fp32 scalar (fp64 for fp64 inputs).
+        fp32 scalar, or [G] (fp64 for fp64 inputs).
     """
     return _LinearCrossEntropy.apply(hidden, head, targets, weight, l2wrap)
 
@@ -62,14 +63,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         want_h, want_w = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if want_h else None
         d_head = torch.zeros_like(head, dtype=acc) if want_w else None
-        total = torch.zeros((), dtype=acc, device=hidden.device)
+        weight = weight.to(acc)
+        total = torch.zeros(weight.shape[:-1], dtype=acc, device=hidden.device)
+        whole = weight if weight.dim() == 1 else weight.sum(0)
         rows = max(1, LOGITS_AT_ONCE // len(head))
         for start in range(0, len(hidden), rows):
             cut = slice(start, start + rows)
-            h, target, scale = hidden[cut], targets[cut].unsqueeze(1), weight[cut].to(acc).unsqueeze(1)
+            h, target, scale = hidden[cut], targets[cut].unsqueeze(1), whole[cut].unsqueeze(1)
             logits = (h @ head.mT).to(acc)
             log_z = torch.logsumexp(logits, 1, keepdim=True)
-            total += ((log_z - logits.gather(1, target)) * scale).sum()
+            total += weight[..., cut] @ (log_z - logits.gather(1, target)).squeeze(1)
             if not (want_h or want_w):
                 continue
             top, where = logits.max(1, keepdim=True) if l2wrap else (None, None)
@@ -89,5 +92,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_loss):
         d_hidden, d_head = ctx.saved_tensors
+        d_loss = d_loss.flatten()[0]
         scale = lambda x: None if x is None else x * d_loss.to(x.dtype)  # noqa: E731
         return scale(d_hidden), scale(d_head), None, None, None

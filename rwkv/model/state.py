@@ -45,6 +45,18 @@ class State:
     def to(self, device: torch.device | str) -> "State":
         return self.map(lambda x: x.to(device))
 
+    def put(self, rows: slice, other: "State") -> "State":
+        """With `other` in some rows."""
+
+        def replaced(x: Tensor, y: Tensor) -> Tensor:
+            if len(x) == len(y):
+                return y
+            x = x.clone()
+            x[rows] = y
+            return x
+
+        return State(*map(replaced, self.tensors(), other.tensors()))
+
     def clear(self, rows: Tensor) -> "State":
         """Zero in the rows where `rows` [B] bool is true: a new document starts there."""
         return self.map(lambda x: torch.where(rows.view(-1, *[1] * (x.dim() - 1)), torch.zeros_like(x), x))

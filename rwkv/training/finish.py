@@ -19,19 +19,17 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
     """Validate, save, sample, write summary.json and report.html, and say where they are. Every rank calls it."""
     cfg, folder = session.cfg, session.folder
     seconds = session.clock()
-    val_loss = session.validate()
+    validated = session.validate()
     final = folder.checkpoints / store.name_of(session.step, 0)
     if session.ranks.any(session.ranks.first and any(store.problems(final))):  # a run killed below has it already
         session.save()
     if not session.ranks.first:
         return
-    last = {"step": session.step, "tokens": session.tokens, "time": session.clock()}
-    if val_loss is not None:
-        last["val/loss"] = val_loss
-    log.write(last)
+    log.write({"step": session.step, "tokens": session.tokens, "time": session.clock(), **validated})
     records = read(folder.metrics)
     losses = [r["train/loss"] for r in records if "train/loss" in r]
     train_loss = statistics.fmean(losses[-LAST:]) if losses else None  # of a metrics.jsonl that was deleted
+    fills = [r["fill"] for r in records if "fill" in r]
     rates = [r["tokens_per_sec"] for r in records if r.get("tokens_per_sec")]
     summary = {
         "step": session.step,
@@ -39,13 +37,16 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
         "seconds": round(seconds, 1),
         "tokens_per_sec": round(statistics.median(rates), 1) if rates else None,
         "train_loss": train_loss,
-        "val_loss": val_loss,
-        "unigram": session.train_corpus.unigram_entropy(session.size.vocab_size),
+        "val_loss": validated.get("val/loss"),
+        "fill": round(statistics.fmean(fills), 4) if fills else None,
+        "unigram": session.read.unigram_entropy,
         "data": session.fingerprint,
     }
     display.say()
     display.say(f"{session.step:,} steps, {session.tokens:,} tokens in {duration(seconds)}: {summary['tokens_per_sec'] or 0:,.0f} tokens/s")
-    summary["verdict"] = verdict(session, display, train_loss, val_loss)
+    if summary["fill"] and summary["fill"] < 0.995:
+        display.say(f"rows filled to {summary['fill']:.1%}: the rest waited for longer documents beside them")
+    summary["verdict"] = verdict(session, display, train_loss, validated.get("val/loss"))
     text = write_sample(session, display)
     report.write_report(folder, cfg, summary, records, text)
     temp = folder.summary.with_suffix(".tmp")
@@ -72,7 +73,7 @@ def verdict(session: Session, display: Display, train_loss: float | None, val_lo
             if abs(off) > expect.tolerance:
                 missed.append(name)
         display.say(f"{name + ' loss':16}{got:.3f}{beside}")
-    display.say(f"{'unigram':16}{session.train_corpus.unigram_entropy(session.size.vocab_size):.3f}   (a model that knows only how frequent each token is)")
+    display.say(f"{'unigram':16}{session.read.unigram_entropy:.3f}   (a model that knows only how frequent each token is)")
     if not applies:
         return None
     return "as expected" if not missed else f"{' and '.join(missed)} loss not as expected"

@@ -19,42 +19,44 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     shape = 1, cfg.ctx_len.tokens, size.n_head, size.head_size
     kernel = registry.chosen(op, cfg.model.kernel, torch.empty(shape, dtype=session.dtype, device=session.ranks.device))
     ranks = f" x {session.ranks.world} processes" if session.ranks.world > 1 else ""
-    corpus, val = session.train_corpus, session.val_corpus
-    held = f"; {len(val.tokens):,} tokens of {len(val)} held out" if val else "; nothing held out for validation"
+    vals = session.read.vals.values()
+    held = f"; {sum(v.count for v in vals):,} tokens of {sum(map(len, vals)):,} held out" if vals else "; nothing held out for validation"
     display.say(f"model  RWKV-{size.version[1:]} {size.n_layer} x {size.n_embd}, {count_parameters(session.model):,} parameters, {cfg.precision.weights}")
     if cfg.model.path:
         display.say(f"from   {cfg.model.path}{session.differences}")
-    display.say(f"data   {len(corpus.tokens):,} tokens of {len(corpus)} documents{held}")
+    sources = session.read.sources
+    for source in sources if len(sources) > 1 else ():
+        most = f", at most {source.epochs:g} times" if source.epochs else ""
+        display.say(f"data   {source.name}: {source.corpus.count:,} tokens of {len(source.corpus):,} documents, weight {source.weight:g}{most}")
+    display.say(f"data   {sum(s.corpus.count for s in sources):,} tokens of {sum(len(s.corpus) for s in sources):,} documents{held}")
     display.say(f"steps  {rows_text(session)}")
     display.say(f"bptt   {gradient_text(session)}")
     display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; {op} kernel: {kernel}")
     display.say(f"run    {session.folder.path}")
-    unigram = corpus.unigram_entropy(size.vocab_size)
-    display.say(f"losses in nats a token; knowing only each token's frequency gives {unigram:.3f}, knowing nothing {math.log(size.vocab_size):.3f}")
+    display.say(f"losses in nats a token; knowing only each token's frequency gives {session.read.unigram_entropy:.3f}, knowing nothing {math.log(size.vocab_size):.3f}")
     display.say(f"ready after {seconds:.1f} s")
 
 
 def rows_text(session: Session) -> str:
     layout, ctx, budget = session.cfg.layout, session.cfg.ctx_len.tokens, session.cfg.trainer.tokens
     times = f" x {layout.accumulate} batches" if layout.accumulate > 1 else ""
-    if layout.kind == "stream":
-        tokens = layout.rows * layout.chunks * ctx * layout.accumulate
-        return f"{layout.rows} lanes x {layout.chunks} chunks of {ctx}{times} = {tokens:,} tokens a step, {math.ceil(budget / tokens):,} steps"
-    if layout.kind == "official":
-        tokens = layout.rows * layout.chunks * ctx * layout.accumulate
-        samples = f"{layout.rows} samples x {layout.chunks} chunks of {ctx}{times} = {tokens:,} tokens a step"
-        return f"{samples}, {math.ceil(budget / tokens):,} steps, in RWKV-LM's order"
-    return f"{layout.rows} whole documents side by side{times} a step, in chunks of {ctx}, until {budget:,} tokens"
+    tokens = layout.rows * layout.chunks * ctx * layout.accumulate
+    if layout.kind == "document":
+        return f"{layout.rows} whole documents side by side{times} a step, in chunks of {ctx}, short ones in one row, until {budget:,} tokens"
+    what, order = {"stream": ("lanes", ""), "fixed": ("samples", ""), "official": ("samples", ", in RWKV-LM's order")}[layout.kind]
+    return f"{layout.rows} {what} x {layout.chunks} chunks of {ctx}{times} = {tokens:,} tokens a step, {math.ceil(budget / tokens):,} steps{order}"
 
 
 def gradient_text(session: Session) -> str:
     cfg = session.cfg
+    cut = session.cut_documents
     if cfg.bptt.mode == "off":
-        cut = getattr(session.data, "cut_documents", None)
-        return "off: nothing is carried from chunk to chunk" + (f"; {cut} longer documents are cut into chunks" if cut else "")
+        return "off: nothing is carried from chunk to chunk" + (f"; {cut:,} longer documents are cut into chunks" if cut else "")
     reach = "each document" if cfg.layout.kind == "document" else f"the {cfg.layout.chunks} chunks of a step"
-    if cfg.layout.kind == "document" and cfg.layout.max_tokens and session.data.cut_documents:
-        reach += f" ({session.data.cut_documents} documents longer than {cfg.layout.max_tokens} tokens are cut into several)"
+    if cfg.layout.kind == "document" and cfg.layout.max_tokens:
+        reach += f", of longer ones over {cfg.layout.max_tokens:,} tokens at a time, the state carried"
+    if cut:
+        reach += f" ({cut:,} documents longer than a lane's share are cut)"
     carried = "" if cfg.layout.kind != "stream" else "; between steps the state is carried, the gradient is not"
     if cfg.bptt.mode == "exact":
         return f"exact over {reach}{carried}"

@@ -99,7 +99,7 @@ def fit(session: Session, stop: Stop, display: Display, log: MetricsLog | None) 
         recent = [*recent[-RATE_WINDOW:], (session.tokens, time.monotonic())]
         rate, last = rate_of(recent), session.tokens >= cfg.trainer.tokens
         if cfg.trainer.val_every and session.step % cfg.trainer.val_every == 0 and not last:
-            record["val/loss"] = session.validate()
+            record |= session.validate()
             recent = [(session.tokens, time.monotonic())]  # validation is not counted as training time
         if log and (session.step % cfg.trainer.log_every == 0 or last or "val/loss" in record):
             log.write({**record, "tokens_per_sec": rate, "time": session.clock()})
@@ -153,7 +153,8 @@ def optimizer_step(session: Session, step: Step) -> dict[str, float | int]:
     """Turn the gradients of a finished `step` into an update; returns its record of metrics."""
     ranks, optimizer = session.ranks, session.optimizer
     ranks.sum_gradients(optimizer.grads())
-    loss = ranks.sum(step.loss.clone()).item()
+    losses = ranks.sum(step.loss.clone()).tolist()
+    loss = sum(losses)
     norm = optimizer.clip(session.cfg.optim.clip).item()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         points = store.points(session.folder.checkpoints)
@@ -165,7 +166,13 @@ def optimizer_step(session: Session, step: Step) -> dict[str, float | int]:
     lr = session.learning_rate()
     optimizer.step(lr)
     session.step, session.tokens, session.carry = session.step + 1, session.tokens + step.tokens, step.carry
-    return {"step": session.step, "tokens": session.tokens, "train/loss": loss, "lr": lr, "grad_norm": norm}
+    return {"step": session.step, "tokens": session.tokens, "train/loss": loss, "lr": lr, "grad_norm": norm, "fill": step.tokens / step.slots} | of_sources(session, step, losses)
+
+
+def of_sources(session: Session, step: Step, losses: list[float]) -> dict[str, float]:
+    """The mean loss of each source of a mix that had tokens in the step."""
+    shares = zip(session.read.sources, losses, step.predicted_of, strict=True)
+    return {f"train/loss/{s.name}": loss * step.denominator / n for s, loss, n in shares if n} if len(losses) > 1 else {}
 
 
 def inside(step: Step) -> str:

@@ -15,10 +15,9 @@ from rwkv.checkpoint import official, store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.derived import peak_lr, size_of
 from rwkv.config.schema import TrainConfig
-from rwkv.data import corpus as corpora
-from rwkv.data import sources, tokenizer
-from rwkv.data.layout import Documents, Stream
-from rwkv.data.official_order import Official
+from rwkv.data import layout, tokenizer
+from rwkv.data.corpus import Corpus
+from rwkv.data.read import read
 from rwkv.errors import CheckpointError, DataError
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV
@@ -50,8 +49,9 @@ class Session:
         self.differences = ""
         self.given = official.load(Path(cfg.model.path)) if cfg.model.path else None
         self.size = size_of(cfg, self.tokenizer.vocab_size, official.size_of(self.given) if self.given else None)
-        self.train_corpus, self.val_corpus, self.fingerprint = read_data(cfg, self.tokenizer, self.size.vocab_size)
-        self.data = make_layout(cfg, self.train_corpus)
+        self.read = read(cfg, self.tokenizer, self.size.vocab_size)
+        self.fingerprint = self.read.fingerprint
+        self.data, self.cut_documents = layout.build(cfg.layout, self.read.sources, cfg.ctx_len.tokens, cfg.seed, cfg.bptt.mode == "off")
         self.settings = settings_of(cfg, folder.path if folder else None, ranks.world // cfg.strategy.nodes)
         self.dtype = DTYPES[cfg.precision.weights]
         check_fit(cfg, self.size, ranks.device)
@@ -84,7 +84,12 @@ class Session:
 
     def next_step(self) -> Step:
         """The optimizer step to do next, from where a checkpoint left it."""
-        step = Step(self.runner, self.data, self.step, self.cfg.layout.accumulate, self.carry, self.settings, self.ranks)
+        position, batches = self.data.state_dict(), []
+        while len(batches) < self.cfg.layout.accumulate and (batch := self.data.next()):
+            batches.append(batch)
+        if not batches:
+            raise DataError(f"the data has ended after {self.tokens:,} tokens: no source may be read again (data.mix epochs); set trainer.tokens={self.tokens}")
+        step = Step(self.runner, batches, position, self.carry, self.settings, self.ranks, self.cfg.layout.at_once)
         if self.unfinished:
             saved, grads = self.unfinished
             step.load_state_dict(saved)
@@ -101,26 +106,31 @@ class Session:
     def tokens_per_step(self) -> float:
         return self.data.tokens_per_step * self.cfg.layout.accumulate
 
+    def validate(self) -> dict[str, float]:
+        """Mean loss a predicted token over the first `val_tokens` of the validation text, as metrics; of a mix, of each source's
+        too. Empty without such text."""
+        found = {name: self._validate(val, self.cfg.trainer.val_tokens // len(self.read.vals)) for name, val in self.read.vals.items()}
+        if not found:
+            return {}
+        total, predicted = (sum(x) for x in zip(*found.values(), strict=True))
+        each = {f"val/loss/{name}": loss / n for name, (loss, n) in found.items()} if len(self.read.sources) > 1 else {}
+        return {"val/loss": total / predicted, **each}
+
     @torch.no_grad()
-    def validate(self) -> float | None:
-        """Mean loss a predicted token over the first `val_tokens` of the validation text; None without such text."""
-        if self.val_corpus is None:
-            return None
-        rows = min(VAL_ROWS, len(self.val_corpus.tokens) - 1)
-        ctx = self.cfg.ctx_len.tokens
-        stream = Stream(self.val_corpus, rows, ctx, seed=0, shuffle=False)
-        steps = min(stream.steps_per_epoch, math.ceil(self.cfg.trainer.val_tokens / (rows * ctx)))
+    def _validate(self, corpus: Corpus, tokens: int) -> tuple[float, int]:
+        """(summed loss, predicted tokens)"""
+        rows, ctx = min(VAL_ROWS, len(corpus)), self.cfg.ctx_len.tokens
+        lanes = layout.validation(corpus, rows, ctx)
         mine = len(range(self.ranks.rank, rows, self.ranks.world))
         state, total = self.zero_state(mine), torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        predicted = 0
-        for i in range(steps):
-            batch = stream.batch(i)
-            predicted += batch.predicted
+        predicted, read = 0, 0
+        while read < tokens and (batch := lanes.next()):
+            predicted, read = predicted + batch.predicted, read + batch.count
             if mine:
-                chunk = batch.rows(self.ranks.rank, self.ranks.world).chunk(0, batch.length, 1.0, self.ranks.device)
+                chunk = batch.rank(self.ranks.rank, self.ranks.world).chunk(0, ctx, 1.0, self.ranks.device)
                 loss, state = self.model(chunk.tokens, state, chunk.reset, chunk.targets, chunk.weight)
                 total += loss
-        return self.ranks.sum(total).item() / predicted
+        return self.ranks.sum(total).item(), predicted
 
     def clock(self) -> float:
         """Seconds of training so far, this process's included."""
@@ -144,6 +154,7 @@ class Session:
             "tokens": self.tokens,
             "seconds": self.clock(),
             "fingerprint": self.fingerprint,
+            "position": step.position if step else self.data.state_dict(),
             "wandb_id": self.wandb_id,
             "world": self.ranks.world,
         }
@@ -189,6 +200,7 @@ class Session:
         self.carry = State(carry["shift"][mine], carry["wkv"][mine]).to(self.ranks.device)
         self.step, self.tokens, self.seconds = progress["step"], progress["tokens"], progress["seconds"]
         self.wandb_id = progress["wandb_id"]
+        self.data.load_state_dict(progress["position"])
         part = checkpoint / f"unfinished-{self.ranks.rank}.safetensors"
         if part.exists() and progress["world"] == self.ranks.world:  # else the step is done again from its start
             flat = load_file(part)
@@ -202,36 +214,6 @@ def settings_of(cfg: TrainConfig, folder: Path | None, sharing: int = 1) -> Sett
     processes are on this host."""
     window = {"exact": None, "truncated": cfg.bptt.depth, "off": 1}[cfg.bptt.mode]
     return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, cfg.bptt.recompute, sharing=sharing)
-
-
-def read_data(cfg: TrainConfig, tok: tokenizer.Tokenizer, vocab_size: int):
-    """(training corpus, validation corpus or None, fingerprint of both and of the tokenizer)."""
-    if cfg.data.kind == "tokens":
-        whole = corpora.load_tokens(cfg.data.path, vocab_size)
-    else:
-        whole = corpora.tokenise(sources.read(cfg.data.kind, cfg.data.path, cfg.data.name), tok)
-    train, val = corpora.split(whole, cfg.data.val_share)
-    if not train.predictable:
-        raise DataError(f"data={cfg.data.kind}: nothing to predict: each of the {len(train):,} documents is one token alone; use other data")
-    ctx = cfg.ctx_len.tokens
-    if len(train.tokens) <= ctx:
-        raise DataError(f"the training text has {len(train.tokens)} tokens, fewer than one chunk (ctx_len={ctx}); use more text or a smaller ctx_len")
-    return train, val, f"{whole.fingerprint}-{tok.fingerprint}"
-
-
-def make_layout(cfg: TrainConfig, corpus: corpora.Corpus) -> Stream | Documents | Official:
-    ctx, rows = cfg.ctx_len.tokens, cfg.layout.rows
-    if cfg.layout.kind == "official":
-        return Official(corpus, rows, ctx * cfg.layout.chunks)
-    if cfg.layout.kind == "stream":
-        if len(corpus.tokens) // rows <= ctx:
-            most = max(1, len(corpus.tokens) // (ctx + 1))
-            raise DataError(
-                f"layout.rows={rows} of at least one chunk each (ctx_len={ctx}) need {rows * (ctx + 1)} tokens, "
-                f"the training text has {len(corpus.tokens)}; at most layout.rows={most} here"
-            )
-        return Stream(corpus, rows, ctx * cfg.layout.chunks, cfg.seed, fresh=cfg.bptt.mode == "off")
-    return Documents(corpus, rows, cfg.seed, ctx if cfg.bptt.mode == "off" else cfg.layout.max_tokens)
 
 
 def _interleave(parts: list[Tensor]) -> Tensor:

@@ -4,8 +4,7 @@ import torch
 
 from rwkv.bptt.chunks import Eager
 from rwkv.bptt.engine import Bptt, Settings
-from rwkv.data.layout import Batch, Documents, Stream
-from rwkv.data.official_order import Official
+from rwkv.data.batch import Batch
 from rwkv.model.state import State
 from rwkv.training.ranks import Ranks
 
@@ -16,31 +15,46 @@ class Step:
     Every rank goes through the same number of ticks: one whose documents are shorter idles at the end of a batch, so that
     all ranks can agree on something at any tick. The denominator is the number of predicted tokens in the whole step, over
     batches and ranks, so that the sum of the ranks' gradients is that of one process.
+
+    Args:
+        position: of the data, before the step's batches; it is kept for a checkpoint inside the step.
+        at_once: rows of a rank that are computed side by side; None: all.
     """
 
     def __init__(
-        self, runner: Eager, data: Stream | Documents | Official, index: int, accumulate: int, carry: State, settings: Settings, ranks: Ranks
+        self, runner: Eager, batches: list[Batch], position: dict, carry: State, settings: Settings, ranks: Ranks, at_once: int | None = None
     ):
         self.runner, self.settings, self.ranks, self.carry = runner, settings, ranks, carry
-        self.batches = [data.batch(index * accumulate + i) for i in range(accumulate)]
-        self.denominator = max(1, sum(b.predicted for b in self.batches))
-        self.tokens = sum(b.count for b in self.batches)
-        self.ticks = [max(self._work(b.rows(r, ranks.world)) for r in range(ranks.world)) for b in self.batches]
-        self.loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        self.batches, self.position = batches, position
+        self.denominator = max(1, sum(b.predicted for b in batches))
+        self.tokens = sum(b.count for b in batches)
+        rows = len(carry.wkv)
+        each = at_once or max(rows, 1)
+        self.groups = [slice(k, min(k + each, rows)) for k in range(0, rows, each)] or [slice(0, 0)]
+        self.parts = [(b, group) for b in batches for group in self.groups]
+        self.ticks = [max(self._work(b.rank(r, ranks.world), group) for r in range(ranks.world)) for b, group in self.parts]
+        self.predicted_of = [sum(x) for x in zip(*(b.predicted_of for b in batches), strict=True)]
+        self.loss = torch.zeros(len(self.predicted_of), dtype=torch.float64, device=ranks.device)  # of each source
         self.micro, self.tick = 0, 0
         self._open()
 
-    def _work(self, batch: Batch) -> int:
-        return Bptt.work_of(batch, self.settings)
+    @property
+    def slots(self) -> int:
+        """Positions that all rows have while the longest is read; `tokens` of them are not filling."""
+        return sum(b.length * len(b.rows) for b in self.batches)
+
+    def _work(self, batch: Batch, group: slice) -> int:
+        return Bptt.work_of(batch.take(group), self.settings)
 
     def _open(self) -> None:
-        batch = self.batches[self.micro].rows(self.ranks.rank, self.ranks.world)
-        zero = self.carry.map(torch.zeros_like)
-        self.bptt = Bptt(self.runner, batch, self.carry if batch.carry else zero, self.settings, self.denominator)
+        batch, group = self.parts[self.micro]
+        part = batch.rank(self.ranks.rank, self.ranks.world).take(group)
+        start = self.carry.map(lambda x: x[group])
+        self.bptt = Bptt(self.runner, part, start if batch.carry else start.map(torch.zeros_like), self.settings, self.denominator)
 
     @property
     def done(self) -> bool:
-        return self.micro == len(self.batches)
+        return self.micro == len(self.parts)
 
     @property
     def total(self) -> int:
@@ -57,7 +71,7 @@ class Step:
         self.tick += 1
         if self.tick == self.ticks[self.micro]:
             self.loss += self.bptt.loss
-            self.carry = self.bptt.final
+            self.carry = self.carry.put(self.parts[self.micro][1], self.bptt.final)
             self.micro, self.tick = self.micro + 1, 0
             if not self.done:
                 self._open()

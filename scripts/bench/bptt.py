@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from rwkv.bptt.certificate import BOUNDS, certify  # noqa: E402
 from rwkv.bptt.chunks import Eager, runner  # noqa: E402
 from rwkv.bptt.engine import Bptt, Settings  # noqa: E402
-from rwkv.data.layout import Batch  # noqa: E402
+from rwkv.data.batch import Batch  # noqa: E402
 from rwkv.kernels import registry  # noqa: E402
 from rwkv.memory import human, peak_bytes  # noqa: E402
 from rwkv.model.loss import LossModel  # noqa: E402
@@ -74,7 +74,7 @@ def make(size: Size, dtype: torch.dtype) -> tuple[Eager, Optimizer]:
 
 def document(length: int, vocab: int, rows: int = 1) -> Batch:
     tokens = np.random.default_rng(0).integers(0, vocab, (rows, length + 1)).astype(np.uint16)
-    return Batch(tokens, np.broadcast_to(True, (rows, length)), None, carry=False)
+    return Batch.of(tokens)
 
 
 def errors(report: Report) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rwkv.bptt.engine import Settings, gradient  # noqa: E402
-from rwkv.data.layout import Batch  # noqa: E402
+from rwkv.data.batch import Batch  # noqa: E402
 from rwkv.model.loss import LossModel  # noqa: E402
 from rwkv.model.rwkv import RWKV  # noqa: E402
 from rwkv.model.size import LoraRank, Size  # noqa: E402
@@ -43,7 +43,7 @@ def documents(rows: int, chunks: int, rng: np.random.Generator) -> Batch:
     tokens[:, -1] = tokens[np.arange(rows), at + 1]
     predict = np.zeros((rows, length), dtype=bool)
     predict[:, -1] = True
-    return Batch(tokens, predict, None, carry=False)
+    return Batch.of(tokens, predict)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 
 from rwkv.bptt.engine import Bptt, Settings, gradient
 from rwkv.bptt.states import Buffers
-from rwkv.data.layout import Batch
+from rwkv.data.batch import Batch
 from rwkv.errors import ConfigError
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV
@@ -33,7 +33,7 @@ def make_batch(rows=2, length=100, seed=0, resets=True):
     tokens = rng.integers(0, SIZE.vocab_size, (rows, length + 1)).astype(np.uint16)
     predict = rng.random((rows, length)) < 0.9
     predict[-1, length // 2 :] = False
-    return Batch(tokens, predict, rng.random((rows, length)) < 0.03 if resets else None, carry=True)
+    return Batch.of(tokens, predict, rng.random((rows, length)) < 0.03 if resets else None, carry=True)
 
 
 def make_state(model, rows=2, seed=1):
