@@ -8,13 +8,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-
-def duration(seconds: float) -> str:
-    """"41 s", "3 min 20 s", "2 h 5 min"."""
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s"
-    return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
+from rwkv.words import duration
 
 
 class Display:
