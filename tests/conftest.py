@@ -48,7 +48,13 @@ def tiny_run(tmp_path_factory) -> Path:
     write_text(folder / "text.txt")
     done = command("train", *tiny("data=text", f"data.path={folder / 'text.txt'}", f"out={folder / 'out'}"), cwd=folder)
     assert done.returncode == 0, done.stderr
-    return next((folder / "out").iterdir())
+    return the_run(folder / "out")
+
+
+def the_run(out: Path) -> Path:
+    """The only run's folder in `out`; prepared data lies beside it."""
+    (folder,) = (f for f in out.iterdir() if f.name != "data")
+    return folder
 
 
 def write_text(path: Path, length: int = 20_000) -> Path:

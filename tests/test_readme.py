@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, command, tiny, write_text
+from tests.conftest import ROOT, command, the_run, tiny, write_text
 
 README = (ROOT / "README.md").read_text()
 TEXT = re.sub(r"```text.*?```", "", README, flags=re.DOTALL)
@@ -67,7 +67,7 @@ def test_the_main_job(tmp_path):
     got = {name: (float(loss), float(want)) for name, loss, want in re.findall(r"(\w+) loss +([\d.]+) +expected ([\d.]+)", done.stdout)}
     assert got.keys() == {"training", "validation"} and "off by" not in done.stdout, done.stdout
     assert got["validation"][0] < 2.0
-    (run,) = (tmp_path / "outputs").iterdir()
+    run = the_run(tmp_path / "outputs")
     page = (run / "report.html").read_text()
     assert "<svg" in page and "validation" in page and not re.search("src=|href=|@import|url\\(", page)
     assert "**ROMEO**" in next((run / "samples").iterdir()).read_text()

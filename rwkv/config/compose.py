@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from rwkv.config import schema
 from rwkv.config.schema import TrainConfig, parse_count
 from rwkv.errors import ConfigError
 
@@ -119,8 +120,8 @@ def _check_key(text: str, override: Override, known: dict[str, Group]) -> str:
     node: Any = TrainConfig
     for depth, part in enumerate(path):
         fields = _fields(node)
-        if path[:depth] == ["data", "mix"]:
-            break  # names of sources, and what each is made of: checked when they are composed
+        if _named(node) is not None and depth:
+            break  # names, and what each is made of: checked when they are composed
         if part not in fields:
             where = ".".join(path[:depth])
             names = list(fields) + (list(known) if depth == 0 else [])
@@ -138,6 +139,15 @@ def _fields(node: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(candidate):
             return {f.name: f.type for f in dataclasses.fields(candidate)}
     return {}
+
+
+def _named(node: Any) -> Any:
+    """The type of the values of a mapping from names, or of an optional one; None of anything else."""
+    for candidate in (node, *getattr(node, "__args__", ())):
+        if getattr(candidate, "__origin__", None) is dict:
+            value = candidate.__args__[1]
+            return getattr(schema, value) if isinstance(value, str) else value
+    return None
 
 
 def _nearest(word: str, names: list[str], prefix: str = "") -> str:
@@ -216,6 +226,10 @@ def _explain(problem: dict, overrides: list[str]) -> str:
     key: list[str] = []
     for part in path:
         fields = _fields(node)
+        if (named := _named(node)) is not None:
+            key.append(part)
+            node = named
+            continue
         if part not in fields and problem["type"] != "unexpected_keyword_argument":
             break  # pydantic's own steps into unions and lists
         key.append(part)

@@ -187,6 +187,7 @@ class Checkpoint:
     every: Count0  # optimizer steps; 0: only at the end and on a signal
     minutes: NonNegative  # also when so many minutes have passed, in the middle of a long document too; 0: never
     keep: Count  # newest checkpoints kept
+    new_data: Literal["refuse", "accept"]  # where the data has changed since a checkpoint: accept begins the new data at its start
 
 
 @dataclass(config=_STRICT, frozen=True)

@@ -4,9 +4,11 @@ A batch is a plan: tokens are read from their store when a chunk is made, so a r
 """
 
 import functools
+import itertools
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -115,35 +117,41 @@ class Batch:
         """The i-th chunk on a device, each trained target weighing 1 / denominator."""
         start, stop = i * ctx_len, min((i + 1) * ctx_len, self.length)
         shape = len(self.rows), stop - start
-        tokens, targets = (np.zeros(shape, dtype=np.int32) for _ in range(2))
+        ids = np.int64 if torch.device(device).type == "cpu" else np.int32  # half the bytes to be moved
+        tokens, targets = (np.zeros(shape, dtype=ids) for _ in range(2))
         predict, reset = (np.zeros(n, dtype=bool) for n in ((self.sources, *shape), shape))
         for b, row in enumerate(self.rows):
-            for segment in row[max(0, bisect_right(row, start, key=lambda s: s.at) - 1) :]:
-                if segment.at >= stop:
-                    break
-                _read(segment, start, stop, tokens[b], targets[b], predict[segment.source, b], reset[b])
+            first = 0 if i == 0 else max(0, bisect_right(row, start, key=_at) - 1)
+            _read(row, first, start, stop, tokens[b], targets[b], predict[:, b], reset[b])
 
         def move(x: np.ndarray, dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(x).to(device, non_blocking=True).to(dtype)
 
-        weight = move(predict if self.sources > 1 else predict[0], torch.float64) / denominator
+        weight = move(predict if self.sources > 1 else predict[0], torch.float64).mul_(1 / denominator)
         return Chunk(move(tokens, torch.int64), move(targets, torch.int64), weight, move(reset, torch.bool) if self.resets else None)
 
 
-def _read(segment: Segment, start: int, stop: int, tokens, targets, predict, reset) -> None:
-    """What of a segment lies at the positions start .. stop - 1, into arrays of these positions."""
-    corpus, first, count, at, fresh, last, _ = segment
-    low, high = max(start, at), min(stop, at + count)
-    if low >= high:
-        return
-    source, here = first + low - at, slice(low - start, high - start)
-    tokens[here] = corpus.tokens[source : source + high - low]
-    known = high - low if last or high < at + count else high - low - 1  # of its targets, those in the same document
-    there = slice(low - start, low - start + known)
-    targets[there] = corpus.tokens[source + 1 : source + 1 + known]
-    predict[there] = True if corpus.trained is None else corpus.trained[source + 1 : source + 1 + known]
-    if fresh and at >= start:
-        reset[at - start] = True
+_at = attrgetter("at")
+
+
+def _read(row: list[Segment], first: int, start: int, stop: int, tokens, targets, predict, reset) -> None:
+    """What of a row's segments, from the number `first` on, lies at the positions start .. stop - 1, into arrays of these."""
+    for corpus, source, count, at, fresh, last, number in itertools.islice(row, first, None):
+        if at >= stop:
+            break
+        low, high = max(start, at), min(stop, at + count)
+        if low >= high:
+            continue
+        begin = source + low - at
+        end = begin + high - low
+        here = slice(low - start, high - start)
+        tokens[here] = corpus.tokens[begin:end]
+        ends = high == at + count and not last  # the token after the last is of another document
+        known = slice(low - start, high - start - ends)
+        targets[known] = corpus.tokens[begin + 1 : end + 1 - ends]
+        predict[number, known] = True if corpus.trained is None else corpus.trained[begin + 1 : end + 1 - ends]
+        if fresh and at >= start:
+            reset[at - start] = True
 
 
 @dataclass(frozen=True)

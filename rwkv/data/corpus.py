@@ -28,6 +28,11 @@ class Corpus:
     held: np.ndarray | None = None
     fingerprint: str = ""
 
+    def __post_init__(self):
+        for name in ("tokens", "starts", "sizes", "trained"):
+            if isinstance(array := getattr(self, name), np.memmap):  # a slice of which takes ten times longer than of an array
+                object.__setattr__(self, name, np.asarray(array))
+
     def __len__(self) -> int:
         return len(self.sizes) - (0 if self.held is None else len(self.held))
 

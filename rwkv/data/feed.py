@@ -112,11 +112,18 @@ class Feed:
                 return item
         return None
 
+    def shares(self) -> list[dict[str, float]]:
+        """Of each source, tokens and epochs handed out so far."""
+        return [{"tokens": u, "epochs": t / len(s.items)} for s, t, u in zip(self.supplies, self.taken, self.used, strict=True)]
+
     def item(self, source: int, number: int) -> Item:
         (start,), (count,), (last,) = (x.tolist() for x in self.supplies[source].items.spans(np.array([number])))
         return Item(source, number, start, count, last)
 
     def _furthest_behind(self) -> int | None:
+        if len(self.supplies) == 1:
+            limit = self.supplies[0].limit
+            return 0 if limit is None or self.taken[0] < limit else None
         best, least = None, float("inf")
         for i, (supply, taken, used) in enumerate(zip(self.supplies, self.taken, self.used, strict=True)):
             if used / supply.weight < least and (supply.limit is None or taken < supply.limit):

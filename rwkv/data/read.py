@@ -36,15 +36,16 @@ def read(cfg: TrainConfig, tokenizer: Tokenizer, vocab_size: int) -> Read:
         DataError: it cannot be read, or there is too little of it.
     """
     mix = cfg.data.mix or {}
-    found = {name: prepared(source.data, tokenizer, Path(cfg.out), vocab_size) for name, source in mix.items()}
-    if not mix:
-        found = {cfg.data.kind: prepared(cfg.data, tokenizer, Path(cfg.out), vocab_size)}
+    found = {
+        name: prepared(data, cfg.tokenizer, tokenizer, vocab_size, Path(cfg.out))
+        for name, data in ({name: source.data for name, source in mix.items()} or {cfg.data.kind: cfg.data}).items()
+    }
     sources, vals = [], {}
-    for name, (train, val, _) in found.items():
+    for name, (train, val, *_) in found.items():
         if train.count <= len(train):
             raise DataError(f"data={name}: nothing to predict: each of the {len(train):,} documents is one token alone; use other data")
         asked = mix.get(name)
         sources.append(Source(name, train, asked.weight if asked else 1.0, asked.epochs if asked else None))
         vals |= {name: val} if val is not None else {}
-    fingerprint = "+".join(f for _, _, f in found.values())
+    fingerprint = "+".join(p.fingerprint for p in found.values())
     return Read(sources, vals, fingerprint, vocab_size)

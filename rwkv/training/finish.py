@@ -8,7 +8,7 @@ from rwkv.checkpoint import store
 from rwkv.checkpoint.run import signature
 from rwkv.model.sampling import generate
 from rwkv.training import report
-from rwkv.training.display import Display, duration
+from rwkv.training.display import Display, count, duration
 from rwkv.training.metrics import MetricsLog, read
 from rwkv.training.session import Session
 
@@ -43,7 +43,11 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
         "data": session.fingerprint,
     }
     display.say()
-    display.say(f"{session.step:,} steps, {session.tokens:,} tokens in {duration(seconds)}: {summary['tokens_per_sec'] or 0:,.0f} tokens/s")
+    display.say(f"{count(session.step, 'step')}, {session.tokens:,} tokens in {duration(seconds)}: {summary['tokens_per_sec'] or 0:,.0f} tokens/s")
+    if len(session.read.sources) > 1:
+        summary["sources"] = {source.name: mixed for source, mixed in zip(session.read.sources, session.data.feed.shares(), strict=True)}
+        for name, mixed in summary["sources"].items():
+            display.say(f"{name + ':':16}{mixed['tokens']:,} tokens, {mixed['epochs']:.3g} times through it")
     if summary["fill"] and summary["fill"] < 0.995:
         display.say(f"rows filled to {summary['fill']:.1%}: the rest waited for longer documents beside them")
     summary["verdict"] = verdict(session, display, train_loss, validated.get("val/loss"))

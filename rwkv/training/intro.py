@@ -7,7 +7,7 @@ import torch
 from rwkv.config.schema import TrainConfig
 from rwkv.kernels import registry
 from rwkv.model.rwkv import GENERATIONS, count_parameters
-from rwkv.training.display import Display
+from rwkv.training.display import Display, count
 from rwkv.training.environment import device_name
 from rwkv.training.session import Session
 
@@ -27,8 +27,8 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     sources = session.read.sources
     for source in sources if len(sources) > 1 else ():
         most = f", at most {source.epochs:g} times" if source.epochs else ""
-        display.say(f"data   {source.name}: {source.corpus.count:,} tokens of {len(source.corpus):,} documents, weight {source.weight:g}{most}")
-    display.say(f"data   {sum(s.corpus.count for s in sources):,} tokens of {sum(len(s.corpus) for s in sources):,} documents{held}")
+        display.say(f"data   {source.name}: {source.corpus.count:,} tokens of {count(len(source.corpus), 'document')}, weight {source.weight:g}{most}")
+    display.say(f"data   {sum(s.corpus.count for s in sources):,} tokens of {count(sum(len(s.corpus) for s in sources), 'document')}{held}")
     display.say(f"steps  {rows_text(session)}")
     display.say(f"bptt   {gradient_text(session)}")
     display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; {op} kernel: {kernel}")
@@ -42,9 +42,9 @@ def rows_text(session: Session) -> str:
     times = f" x {layout.accumulate} batches" if layout.accumulate > 1 else ""
     tokens = layout.rows * layout.chunks * ctx * layout.accumulate
     if layout.kind == "document":
-        return f"{layout.rows} whole documents side by side{times} a step, in chunks of {ctx}, short ones in one row, until {budget:,} tokens"
-    what, order = {"stream": ("lanes", ""), "fixed": ("samples", ""), "official": ("samples", ", in RWKV-LM's order")}[layout.kind]
-    return f"{layout.rows} {what} x {layout.chunks} chunks of {ctx}{times} = {tokens:,} tokens a step, {math.ceil(budget / tokens):,} steps{order}"
+        return f"{count(layout.rows, 'row')} of whole documents{times} a step, in chunks of {ctx}, short ones in one row, until {budget:,} tokens"
+    what, order = {"stream": ("lane", ""), "fixed": ("sample", ""), "official": ("sample", ", in RWKV-LM's order")}[layout.kind]
+    return f"{count(layout.rows, what)} x {count(layout.chunks, 'chunk')} of {ctx}{times} = {tokens:,} tokens a step, {count(math.ceil(budget / tokens), 'step')}{order}"
 
 
 def gradient_text(session: Session) -> str:
@@ -52,11 +52,11 @@ def gradient_text(session: Session) -> str:
     cut = session.cut_documents
     if cfg.bptt.mode == "off":
         return "off: nothing is carried from chunk to chunk" + (f"; {cut:,} longer documents are cut into chunks" if cut else "")
-    reach = "each document" if cfg.layout.kind == "document" else f"the {cfg.layout.chunks} chunks of a step"
+    reach = "each document" if cfg.layout.kind == "document" else f"the {count(cfg.layout.chunks, 'chunk')} of a step"
     if cfg.layout.kind == "document" and cfg.layout.max_tokens:
         reach += f", of longer ones over {cfg.layout.max_tokens:,} tokens at a time, the state carried"
     if cut:
-        reach += f" ({cut:,} documents longer than a lane's share are cut)"
+        reach += f" ({count(cut, 'document')} longer than a lane's share: cut)"
     carried = "" if cfg.layout.kind != "stream" else "; between steps the state is carried, the gradient is not"
     if cfg.bptt.mode == "exact":
         return f"exact over {reach}{carried}"

@@ -156,7 +156,7 @@ class Session:
             "fingerprint": self.fingerprint,
             "position": step.position if step else self.data.state_dict(),
             "wandb_id": self.wandb_id,
-            "world": self.ranks.world,
+            "parts": [self.ranks.world, self.cfg.layout.at_once],
         }
         optimizer = {f"{key}/{name}": x for name, entries in self.optimizer.state_dict().items() for key, x in entries.items()}
         tensors = {
@@ -177,10 +177,11 @@ class Session:
     def load(self, checkpoint: Path) -> None:
         """Take up a verified checkpoint. Raises CheckpointError if it is of other data or another model."""
         progress = json.loads((checkpoint / "progress.json").read_text())
-        if progress["fingerprint"] != self.fingerprint:
+        same_data = progress["fingerprint"] == self.fingerprint
+        if not same_data and self.cfg.checkpoint.new_data == "refuse":
             raise CheckpointError(
                 f"{checkpoint}: the data has changed since it was written (fingerprint {progress['fingerprint']}, now {self.fingerprint}); "
-                "put the data back, or give the new run a name or seed of its own and delete this one"
+                "put the data back, set checkpoint.new_data=accept to go on with the new from its start, or set seed=2 for a new run"
             )
         weights = load_file(checkpoint / "model.safetensors")
         if {n: w.shape for n, w in weights.items()} != {n: m.shape for n, m in self.optimizer.masters.items()}:
@@ -197,12 +198,14 @@ class Session:
         carry = load_file(checkpoint / "carry.safetensors")
         torch.set_rng_state(carry["rng"])
         mine = slice(self.ranks.rank, None, self.ranks.world)
-        self.carry = State(carry["shift"][mine], carry["wkv"][mine]).to(self.ranks.device)
+        if same_data:
+            self.carry = State(carry["shift"][mine], carry["wkv"][mine]).to(self.ranks.device)
+            self.data.load_state_dict(progress["position"])
         self.step, self.tokens, self.seconds = progress["step"], progress["tokens"], progress["seconds"]
         self.wandb_id = progress["wandb_id"]
-        self.data.load_state_dict(progress["position"])
         part = checkpoint / f"unfinished-{self.ranks.rank}.safetensors"
-        if part.exists() and progress["world"] == self.ranks.world:  # else the step is done again from its start
+        # cut into other parts, the step is done again from its start
+        if same_data and part.exists() and progress["parts"] == [self.ranks.world, self.cfg.layout.at_once]:
             flat = load_file(part)
             grads = {n.removeprefix("grads/"): x for n, x in flat.items() if n.startswith("grads/")}
             self.unfinished = _unflatten({n: x for n, x in flat.items() if not n.startswith("grads/")}), grads

@@ -9,7 +9,7 @@ from rwkv import init, train
 from rwkv.checkpoint import official
 from rwkv.config import cli
 from rwkv.errors import CheckpointError
-from tests.conftest import tiny, write_text
+from tests.conftest import the_run, tiny, write_text
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def arguments(text, *changes):
 
 
 def losses(folder):
-    (run,) = folder.iterdir()
+    run = the_run(folder)
     return [json.loads(line)["train/loss"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train/loss" in line]
 
 

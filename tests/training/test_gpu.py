@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT, command, tiny, write_text
+from tests.conftest import ROOT, command, the_run, tiny, write_text
 
 pytestmark = pytest.mark.gpu
 
 
 def losses(out):
-    (run,) = out.iterdir()
+    run = the_run(out)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [r["train/loss"] for r in records if "train/loss" in r]
 

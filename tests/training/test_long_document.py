@@ -28,7 +28,7 @@ def peak_kib(tokens: int, tmp_path, *args: str) -> int:
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", MEASURE.format(root=str(ROOT)), *args], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert f"1 steps, {tokens:,} tokens" in done.stdout
+    assert f"1 step, {tokens:,} tokens" in done.stdout
     return int(done.stdout.split("PEAK")[1])
 
 

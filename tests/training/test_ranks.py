@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import load
-from tests.conftest import ROOT, command, tiny, write_text
-from tests.training.test_resume import losses, run_folder
+from tests.conftest import ROOT, command, the_run, tiny, write_text
+from tests.training.test_resume import losses
 
 
 def gradients(tmp_path, name, *args):
@@ -54,7 +54,7 @@ def test_training_on_two_and_going_on_with_one(tmp_path):
     assert whole.returncode == 0, whole.stderr
     two = command("train", *args, f"out={tmp_path / 'two'}", "strategy=ddp", "strategy.devices=2", cwd=tmp_path)
     assert two.returncode == 0, two.stderr
-    a, b = losses(run_folder(tmp_path / "one")), losses(run_folder(tmp_path / "two"))
+    a, b = losses(the_run(tmp_path / "one")), losses(the_run(tmp_path / "two"))
     assert [s for s, _ in a] == [s for s, _ in b] and len(a) > 5
     assert [x for _, x in b] == pytest.approx([x for _, x in a], rel=1e-6)
 

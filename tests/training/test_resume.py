@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rwkv.checkpoint import store
-from tests.conftest import ROOT, command, tiny, write_text
+from tests.conftest import ROOT, command, the_run, tiny, write_text
 
 
 def start(args, cwd):
@@ -27,11 +27,6 @@ def start(args, cwd):
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def run_folder(out: Path) -> Path:
-    (folder,) = out.iterdir()
-    return folder
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
@@ -74,7 +69,7 @@ def uninterrupted(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     done = command("train", *settings(text, folder / "out"), cwd=folder)
     assert done.returncode == 0, done.stderr
-    return run_folder(folder / "out")
+    return the_run(folder / "out")
 
 
 def test_ctrl_c_then_the_same_command(text, tmp_path, uninterrupted):
@@ -118,7 +113,7 @@ def test_killed_after_the_last_checkpoint_and_its_records_lost(text, tmp_path, u
 def test_the_last_step_is_recorded_however_few_are(text, tmp_path):
     done = command("train", *tiny("data=text", f"data.path={text}", f"out={tmp_path / 'out'}", "trainer.log_every=1000"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [step for step, _ in losses(run_folder(tmp_path / "out"))] == [20]
+    assert [step for step, _ in losses(the_run(tmp_path / "out"))] == [20]
 
 
 def test_kill_at_any_moment(text, tmp_path, uninterrupted):
@@ -155,11 +150,11 @@ def test_in_the_middle_of_a_document(tmp_path):
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         stops += process.returncode == 128 + signal.SIGTERM
-    points = [p.name for p in store.points(run_folder(tmp_path / "out") / "checkpoints")]
+    points = [p.name for p in store.points(the_run(tmp_path / "out") / "checkpoints")]
     assert stops >= 2 and any("+" in name for name in points), points
     done = command("train", *args, f"out={tmp_path / 'out'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert_equal_runs(run_folder(tmp_path / "out"), run_folder(tmp_path / "whole"))
+    assert_equal_runs(the_run(tmp_path / "out"), the_run(tmp_path / "whole"))
 
 
 def test_two_at_once_and_a_damaged_checkpoint(text, tmp_path, uninterrupted):

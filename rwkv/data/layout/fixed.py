@@ -36,15 +36,15 @@ class Samples:
         return numbers * self.length, np.full(len(numbers), self.length), np.full(len(numbers), True)
 
     def segments(self, start: int, source: int) -> list[Segment]:
+        first, last = np.searchsorted(self.ends, (start, start + self.length - 1), side="right").tolist()
+        around = slice(first, last + 1)
         out, at = [], 0
-        i = int(np.searchsorted(self.ends, start, side="right"))
-        while at < self.length:
-            before = int(self.ends[i]) - (start + at)  # tokens from here to the document's end
-            count = min(self.length - at, before)
-            inside = int(self.sizes[i]) - before
+        for begin, size, end in zip(*(x[around].tolist() for x in (self.starts, self.sizes, self.ends)), strict=True):
+            before = end - start - at  # tokens from here to the document's end
+            count, inside = min(self.length - at, before), size - before
             fresh = self.reset and inside == 0 and at > 0
-            out.append(Segment(self.corpus, int(self.starts[i]) + inside, count, at, fresh, count < before, source))
-            at, i = at + count, i + 1
+            out.append(Segment(self.corpus, begin + inside, count, at, fresh, count < before, source))
+            at += count
         return out
 
 
