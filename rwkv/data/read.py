@@ -4,8 +4,6 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from rwkv.config.schema import TrainConfig
 from rwkv.data.corpus import Corpus
 from rwkv.data.layout import Source

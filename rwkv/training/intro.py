@@ -28,7 +28,8 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     for source in sources if len(sources) > 1 else ():
         most = f", at most {source.epochs:g} times" if source.epochs else ""
         display.say(f"data   {source.name}: {source.corpus.count:,} tokens of {count(len(source.corpus), 'document')}, weight {source.weight:g}{most}")
-    display.say(f"data   {sum(s.corpus.count for s in sources):,} tokens of {count(sum(len(s.corpus) for s in sources), 'document')}{held}")
+    tokens, documents = sum(s.corpus.count for s in sources), sum(len(s.corpus) for s in sources)
+    display.say(f"data   {tokens:,} tokens of {count(documents, 'document')}{held}")
     display.say(f"steps  {rows_text(session)}")
     display.say(f"bptt   {gradient_text(session)}")
     display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; {op} kernel: {kernel}")

@@ -166,7 +166,8 @@ def optimizer_step(session: Session, step: Step) -> dict[str, float | int]:
     lr = session.learning_rate()
     optimizer.step(lr)
     session.step, session.tokens, session.carry = session.step + 1, session.tokens + step.tokens, step.carry
-    return {"step": session.step, "tokens": session.tokens, "train/loss": loss, "lr": lr, "grad_norm": norm, "fill": step.tokens / step.slots} | of_sources(session, step, losses)
+    record = {"step": session.step, "tokens": session.tokens, "train/loss": loss, "lr": lr, "grad_norm": norm, "fill": step.tokens / step.slots}
+    return record | of_sources(session, step, losses)
 
 
 def of_sources(session: Session, step: Step, losses: list[float]) -> dict[str, float]:

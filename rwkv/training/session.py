@@ -1,7 +1,6 @@
 """Everything a run is made of, built from its settings, and its checkpoints."""
 
 import json
-import math
 import time
 from pathlib import Path
 
@@ -88,7 +87,9 @@ class Session:
         while len(batches) < self.cfg.layout.accumulate and (batch := self.data.next()):
             batches.append(batch)
         if not batches:
-            raise DataError(f"the data has ended after {self.tokens:,} tokens: no source may be read again (data.mix epochs); set trainer.tokens={self.tokens}")
+            raise DataError(
+                f"the data has ended after {self.tokens:,} tokens: no source may be read again (epochs in data.mix); set trainer.tokens={self.tokens}"
+            )
         step = Step(self.runner, batches, position, self.carry, self.settings, self.ranks, self.cfg.layout.at_once)
         if self.unfinished:
             saved, grads = self.unfinished

@@ -95,7 +95,7 @@ def run(runs: Eager, optimizer: Optimizer, batch: Batch, settings: Settings) -> 
     model = runs.model
     size = model.rwkv.size
     optimizer.zero_grad()
-    state = State.zeros(size, len(batch.tokens), model.rwkv.emb.weight.dtype, DEVICE)
+    state = State.zeros(size, len(batch.rows), model.rwkv.emb.weight.dtype, DEVICE)
     synchronize()
     start = time.perf_counter()
     bptt = Bptt(runs, batch, state, settings, batch.predicted)

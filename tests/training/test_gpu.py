@@ -46,12 +46,12 @@ def test_certificate(tmp_path):
 
 def test_stopped_inside_a_document_and_taken_up_again(tmp_path):
     """States on the host, moments on the device: the resumed run's losses are those of the one that was not stopped."""
-    write_text(tmp_path / "text.txt", 60_000)
+    write_text(tmp_path / "text.txt")
 
     def args(out):
         return tiny(
-            "data=text", f"data.path={tmp_path}/text.txt", f"out={tmp_path}/{out}", "layout=document", "layout.rows=1", "ctx_len=16",
-            "trainer.tokens=180k", "bptt.states=host", "checkpoint.every=1",
+            "data=text", f"data.path={tmp_path}/text.txt", f"out={tmp_path}/{out}", "layout=document", "layout.rows=1", "ctx_len=64",
+            "trainer.tokens=60k", "bptt.states=host", "checkpoint.every=1",
         )  # fmt: skip
 
     assert command("train", *args("whole"), cwd=tmp_path, timeout=300).returncode == 0

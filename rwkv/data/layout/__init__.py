@@ -86,7 +86,8 @@ def _fixed(settings: Settings, sources: list[Source], length: int, seed: int) ->
         if order is None:
             few = 3 if settings.kind == "official" else 1
             raise DataError(
-                f"layout={settings.kind} needs at least {few} samples of {length:,} tokens (layout.chunks x ctx_len), {source.name} has {samples.tokens:,} tokens"
+                f"layout={settings.kind} needs at least {few} samples of {length:,} tokens (layout.chunks x ctx_len), "
+                f"{source.name} has {samples.tokens:,} tokens"
             )
         supplies.append(source.supply(samples, order))
     return Fixed(Feed(supplies), settings.rows, length)
