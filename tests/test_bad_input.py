@@ -11,7 +11,7 @@ from rwkv import export, generate, init, train
 from rwkv.config import cli
 from rwkv.config.compose import conf_dir
 from tests.conftest import command, tiny, write_text
-from tests.data.test_tokenizer import byte_level
+from tests.data.test_huggingface import byte_level
 
 TRAIN = {
     "unknown group": (["modle=7b"], r"modle.*did you mean model"),

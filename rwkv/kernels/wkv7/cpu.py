@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rwkv.errors import KernelError
-from rwkv.kernels.compile_cpp import compile_cpp
+from rwkv.compile_cpp import compile_cpp
 from rwkv.kernels.pool import empty
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
