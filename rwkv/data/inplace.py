@@ -118,7 +118,7 @@ def check_ids(place: Place, highest: int, vocab_size: int) -> None:
     """Raises DataError that names the first token that the vocabulary does not have."""
     if highest < vocab_size:
         return
-    tokens = np.memmap(place.path, place.dtype, mode="r", offset=place.offset, shape=(place.count,))
+    tokens, _ = mapped(place)
     for at in range(0, place.count, BLOCK):
         block = tokens[at : at + BLOCK]
         wrong = (block < 0) | (block >= vocab_size)
@@ -128,3 +128,9 @@ def check_ids(place: Place, highest: int, vocab_size: int) -> None:
                 f"{place.path}: token {at + k:,} has the id {int(block[k])}, outside of the vocabulary of {vocab_size}; "
                 "choose the tokenizer= that it was made with, or a larger model.vocab_size"
             )
+
+
+def mapped(place: Place) -> tuple[np.ndarray, np.ndarray | None]:
+    """Tokens and mask, memory-mapped."""
+    tokens = np.memmap(place.path, place.dtype, mode="r", offset=place.offset, shape=(place.count,))
+    return tokens, np.memmap(place.trained, bool, mode="r") if place.trained else None

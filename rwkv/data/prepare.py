@@ -81,7 +81,9 @@ def store_of(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, out: Path
 
     name = key()
     final = cache / f"{_label(data)}-{name}"
+    parts = final.with_name(f"{final.name}.parts")
     if (final / store.ABOUT).exists():
+        shutil.rmtree(parts, ignore_errors=True)  # of a preparation that was killed at its very end
         return final
     with _reporting(data, final), _alone(final):
         if not (final / store.ABOUT).exists():
@@ -92,14 +94,14 @@ def store_of(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, out: Path
                 if in_place:
                     inplace.index(data, writing)
                 else:
-                    tokenise_and_join(found, data, spec, tokenizer, final.with_name(f"{final.name}.parts"), writing)
+                    tokenise_and_join(found, data, spec, tokenizer, parts, writing)
                 if key() != name:
                     raise DataError(f"{_label(data)}: the data changed while it was prepared; give the same command again")
                 os.rename(writing, final)
             finally:
                 shutil.rmtree(writing, ignore_errors=True)
             store.sync(cache)
-        shutil.rmtree(final.with_name(f"{final.name}.parts"), ignore_errors=True)
+        shutil.rmtree(parts, ignore_errors=True)
     return final
 
 

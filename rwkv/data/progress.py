@@ -26,7 +26,8 @@ class Shown:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.bar.tasks:
+            self.bar.stop()
 
     def skip(self, size: int) -> None:
         """Bytes that are done already, of which no time is known."""

@@ -167,11 +167,11 @@ def _count_trained(folder: Path, place: Place, documents: int) -> int:
     for i in range(0, documents, 2**16):
         first, behind = starts[i : i + 2**16], starts[i : i + 2**16] + sizes[i : i + 2**16]
         total -= int(mask[first].sum())
-        total += sum(int(np.count_nonzero(mask[a:b])) for a, b in _runs(first, behind))
+        total += sum(int(np.count_nonzero(mask[a:b])) for a, b in runs(first, behind))
     return total
 
 
-def _runs(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:
+def runs(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:
     """Spans that follow each other, as one."""
     cuts = np.flatnonzero(starts[1:] != ends[:-1])
     yield from zip(starts[np.append(0, cuts + 1)].tolist(), ends[np.append(cuts, len(ends) - 1)].tolist(), strict=True)

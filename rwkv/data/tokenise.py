@@ -45,6 +45,10 @@ class Task:
         return islice((found for unit in self.units for found in unit.read()), self.first, self.stop)
 
     @property
+    def identity(self) -> str:
+        return hashlib.sha256(repr([[unit.identity for unit in self.units], self.first, self.stop]).encode()).hexdigest()
+
+    @property
     def name(self) -> str:
         names = [unit.identity for unit in self.units]
         return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
@@ -112,7 +116,7 @@ def write_part(task: Task, folder: Path, data: Data, tokenizer: Tokenizer, tick:
                 texts, waiting = 0, []
         _write(part, waiting, data, tokenizer)
         tick(texts, len(waiting))
-        return part.commit()
+        return part.commit(task.identity)
 
 
 def _pieces(found: Found, data: Data, part: "_Part") -> list[Part] | None:
@@ -178,8 +182,8 @@ class _Part:
         self._put("sizes", np.array([doc.size for doc in documents], "<i4"))
         self.written += len(ids)
 
-    def commit(self) -> dict:
-        about = {"bytes": {}, "sha256": {}, "dropped": dict(self.dropped), "bad": self.bad}
+    def commit(self, identity: str) -> dict:
+        about = {"task": identity, "bytes": {}, "sha256": {}, "dropped": dict(self.dropped), "bad": self.bad}
         for kind, file in self.files.items():
             file.close()
             about["bytes"][kind] = os.path.getsize(file.name)
@@ -196,6 +200,8 @@ def finished(task: Task, folder: Path) -> dict | None:
     path = folder / f"{task.number:06d}"
     try:
         about = json.loads(Path(f"{path}.json").read_text())
+        if about["task"] != task.identity:
+            return None
         for kind, digest in about["sha256"].items():
             with Path(f"{path}.{kind}").open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:

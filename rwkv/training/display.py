@@ -62,8 +62,3 @@ class Display:
         elif time.monotonic() - self._spoke > self.PLAIN_EVERY:
             self._spoke = time.monotonic()
             print(f"step {step}  {tokens / self.budget:4.0%}  {text}", file=sys.stdout, flush=True)
-
-
-def count(n: int, what: str) -> str:
-    """1 document, 2,000 documents."""
-    return f"{n:,} {what}" + ("" if n == 1 else "s")

@@ -8,9 +8,10 @@ from rwkv.checkpoint import store
 from rwkv.checkpoint.run import signature
 from rwkv.model.sampling import generate
 from rwkv.training import report
-from rwkv.training.display import Display, count, duration
+from rwkv.training.display import Display
 from rwkv.training.metrics import MetricsLog, read
 from rwkv.training.session import Session
+from rwkv.words import count, duration
 
 LAST = 20  # steps whose mean loss is the final training loss
 

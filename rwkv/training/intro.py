@@ -7,9 +7,10 @@ import torch
 from rwkv.config.schema import TrainConfig
 from rwkv.kernels import registry
 from rwkv.model.rwkv import GENERATIONS, count_parameters
-from rwkv.training.display import Display, count
+from rwkv.training.display import Display
 from rwkv.training.environment import device_name
 from rwkv.training.session import Session
+from rwkv.words import count
 
 
 def introduce(session: Session, display: Display, seconds: float) -> None:

@@ -17,7 +17,7 @@ from rwkv.checkpoint.run import RunFolder
 from rwkv.config.schema import TrainConfig
 from rwkv.errors import CheckpointError, TrainingError, UserError
 from rwkv.training import environment
-from rwkv.training.display import Display, duration
+from rwkv.training.display import Display
 from rwkv.training.finish import finish
 from rwkv.training.intro import introduce
 from rwkv.training.metrics import MetricsLog, start_wandb
@@ -26,6 +26,7 @@ from rwkv.training.selfcheck import certificates
 from rwkv.training.session import Session
 from rwkv.training.signals import Stop
 from rwkv.training.step import Step
+from rwkv.words import duration
 
 RATE_WINDOW = 20  # optimizer steps over which tokens a second are averaged
 

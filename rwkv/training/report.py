@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import flatten
 from rwkv.config.schema import TrainConfig
-from rwkv.training.display import duration
+from rwkv.words import duration
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 320, 52, 30, 34
 POINTS = 600  # of a curve; longer ones are averaged in groups

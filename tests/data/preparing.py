@@ -13,7 +13,8 @@ from rwkv.data.prepare import Prepared, prepared, store_of
 
 
 def settings(folder: Path, *overrides: str):
-    return load([f"out={folder / 'out'}", "data.val_share=0.0", *overrides])
+    share = [] if any(o.startswith("data.val_share") for o in overrides) else ["data.val_share=0.0"]
+    return load([f"out={folder / 'out'}", *share, *overrides])
 
 
 def prepare(folder: Path, *overrides: str, vocab: int | None = None) -> Prepared:
