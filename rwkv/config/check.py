@@ -1,7 +1,9 @@
 """Checks across settings, before anything heavy is imported."""
 
+import re
+
 from rwkv.config.compose import groups
-from rwkv.config.schema import TrainConfig
+from rwkv.config.schema import Data, Record, TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.errors import ConfigError
 
@@ -52,13 +54,45 @@ def _rules(cfg: TrainConfig):
 
 def _data_rules(cfg: TrainConfig):
     mixed = cfg.data.kind == "mix"
-    yield mixed and not cfg.data.mix, "data=mix needs sources: data.mix='{books: {data: text, path: books/, weight: 2}, chats: {data: jsonl, path: chats.jsonl}}'"
-    yield bool(cfg.data.mix) and not mixed, f"data.mix has sources, and data.kind={cfg.data.kind}: set data=mix"
-    lone = [n for n, s in (cfg.data.mix or {}).items() if s.data.kind in ("files", "tokens", "binidx") and s.data.path is None]
-    yield bool(lone), f"data.mix: {', '.join(lone)} needs a path"
     yield (
-        cfg.data.kind == "hub",
-        f"data.name={cfg.data.name}: reading from the Hugging Face hub is not built yet; today: data=sample, "
-        "data=text data.path=FILE_OR_FOLDER, data=tokens data.path=FILE.npy",
+        mixed and not cfg.data.mix,
+        "data=mix needs sources: data.mix='{books: {data: text, path: books/, weight: 2}, chats: {data: jsonl, path: chats.jsonl}}'",
     )
-    yield cfg.data.kind in ("files", "tokens", "binidx") and cfg.data.path is None, f"data.kind={cfg.data.kind} needs data.path"
+    yield bool(cfg.data.mix) and not mixed, f"data.mix has sources, and data.kind={cfg.data.kind}: set data=mix"
+    for where, data in {"data": cfg.data, **{f"data.mix.{name}": source.data for name, source in (cfg.data.mix or {}).items()}}.items():
+        yield from _source_rules(where, data)
+
+
+def _source_rules(where: str, data: Data):
+    yield data.kind in ("files", "tokens", "binidx") and data.path is None, f"{where}.kind={data.kind} needs {where}.path"
+    yield data.kind == "hub" and data.name is None, f"{where}.kind=hub needs {where}.name"
+    named = [f"{where}.{key}={value}" for key, value in (("name", data.name), ("config", data.config), ("revision", data.revision)) if value is not None]
+    yield (
+        data.kind != "hub" and bool(named),
+        f"{', '.join(named)}: of data sets of the Hugging Face hub, and {where}.kind={data.kind}: leave it out, or set data=hub",
+    )
+    yield data.streaming and data.kind != "hub", f"{where}.streaming=true is for data sets of the hub, and {where}.kind={data.kind}: leave it out"
+    yield (
+        data.streaming and any("[" in split or "+" in split for split in (data.split, data.val_split or "")),
+        f"{where}.split={data.split}: a slice of a split cannot be read while it is downloaded; set {where}.streaming=false, or use {where}.first and limit",
+    )
+    yield (
+        data.val_path is not None and data.val_split is not None,
+        f"{where}.val_path={data.val_path} and {where}.val_split={data.val_split}: one of them is the validation; leave the other out",
+    )
+    yield (
+        data.val_path is not None and data.kind == "hub",
+        f"{where}.val_path={data.val_path}: a data set of the hub is validated on a split of it: {where}.val_split=validation",
+    )
+    raw = sorted({text for text in _templates(data.record) if re.search(r"\\[nt]", text)})
+    yield (
+        bool(raw),
+        f"{where}.record holds {', '.join(map(repr, raw))}, a backslash and a letter, not a line end: in YAML it is written in double quotes, "
+        "in a shell as $'...'",
+    )
+
+
+def _templates(record: Record):
+    """What is written around the texts of a record."""
+    forms = [*record.columns, *record.chat.roles.values(), *filter(None, [record.chat.other])]
+    return [record.separator, record.chat.end, *record.chat.also.values(), *(text for form in forms for text in (form.prefix, form.lead, form.suffix))]

@@ -34,10 +34,16 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str | int) else value
+
+
 Bool = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1, strict=True)]
 Count0 = Annotated[int, BeforeValidator(parse_count), Field(ge=0, strict=True)]
 Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
+Keys = Annotated[tuple[Text, ...], BeforeValidator(_as_list), Field(min_length=1)]  # one key, or several in a list
+Format = Literal["auto", "text", "lines", "jsonl", "csv", "parquet", "arrow"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
@@ -75,22 +81,72 @@ class Tokenizer:
 
 
 @dataclass(config=_STRICT, frozen=True)
-class Record:
-    """How a record of a source becomes text, and which of its parts are trained."""
+class Column:
+    """One of the texts of a record of columns: prefix, lead, the column's text, suffix."""
 
-    kind: Literal["auto", "text"]
-    text: Text  # the key of the text
+    key: Keys
+    prefix: str = ""
+    lead: str = ""  # before the text, and trained as it is: a space after "Response:", so that a prompt can end in the colon
+    suffix: str = ""
+    trained: Bool = True
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Role:
+    """How a turn of one speaker is written; {role} in it stands for the speaker as named in the record."""
+
+    prefix: str = ""
+    lead: str = ""  # before the text, and trained as it is
+    suffix: str = ""
+    trained: Bool = True
+    aliases: tuple[Text, ...] = ()  # other names of the speaker
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Chat:
+    """Conversations: where in a record its turns are, and how they are written."""
+
+    key: Keys | None  # of the list of turns; null: the record itself is the list
+    sender: Keys | None  # key of the speaker in a turn; null: each key of a turn is a speaker, its value what is said
+    content: Keys  # key of what is said in a turn
+    also: dict[str, str]  # further keys of what is said in a turn, and what precedes each instead of the prefix
+    roles: dict[str, Role]
+    other: Role | None  # for speakers not among the roles; null: such a record is bad
+    end: str  # after the last turn
+    trim: Bool  # white space around what is said is left out
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Record:
+    """How a record of a source becomes text, and which of its parts are trained. Keys that are lists: the first that the record has.
+
+    auto goes by the keys that a record has (a key whose value is null, it has not): those of a chat; two or more of the columns; prompt and
+    completion; text. The first of these that fits is taken.
+    """
+
+    kind: Literal["auto", "text", "prompt", "columns", "chat"]
+    text: Keys  # key of the text
+    prompt: Keys
+    completion: Keys
+    train_prompt: Bool  # whether the prompt is trained too; the completion always is
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)]  # in the order they are written; empty ones are left out
+    separator: str  # between columns
+    chat: Chat
+    # whether what surrounds the texts of columns and turns is trained. own: suffixes as their text, so that the end of a turn is learnt, prefixes
+    # and separators not; trained (as the infctx trainer) and untrained: all of it
+    markup: Literal["own", "trained", "untrained"]
+    untrained_tokens: Count0  # so many tokens at the start of each document are never trained
 
 
 @dataclass(config=_STRICT, frozen=True)
 class Data:
     kind: Literal["sample", "files", "hub", "tokens", "binidx", "mix"]
-    path: Text | None  # files, tokens, binidx: a file, folder or pattern; an address such as s3://bucket/folder too
-    format: Literal["auto", "text", "lines", "jsonl", "csv", "parquet", "arrow"]  # files: auto goes by how names end
+    path: Text | None  # files, tokens, binidx: a file, folder or pattern; files: an address such as s3://bucket/folder too
+    format: Format  # files: text is a document a file, lines a document a line; auto goes by how names end, each file by its own
     storage: dict[str, Any] | None  # options of the file system behind an address, as fsspec takes them
     name: Text | None  # hub: the dataset's name, as the following
     config: Text | None
-    split: Text
+    split: Text  # of a folder that datasets.save_to_disk wrote, too
     revision: Text | None
     streaming: Bool  # hub: read while it is downloaded, and only what is used
     record: Record
@@ -100,7 +156,7 @@ class Data:
     limit: Count | None  # at most so many records; null: all
     on_error: Literal["drop", "stop"]  # a bad record is counted and left out, or ends the preparation; named either way
     val_share: Fraction  # of the documents (of each document's tail, if they are few) kept for validation
-    val_split: Text | None  # hub: the split that is validation, instead of a share
+    val_split: Text | None  # hub, save_to_disk: the split that is validation, instead of a share
     val_path: Text | None  # files, tokens, binidx: the path that is validation, instead of a share
     cache: Text | None  # folder of prepared data; null: "data" in the folder of the runs
     processes: Count0  # that prepare data; 0: one a CPU core

@@ -93,7 +93,7 @@ BAD_MIXES = {
     "no sources": (["data=mix"], "data=mix needs sources"),
     "not by name": (["data=mix", "data.mix=[a, b]"], "wanted sources by name"),
     "no such option": (["data=mix", "data.mix={a: {data: jsnol}}"], "data.mix.a.data=jsnol: there is no such option"),
-    "no path": (["data=mix", "data.mix={a: {data: text}}"], "data.mix: a needs a path"),
+    "no path": (["data=mix", "data.mix={a: {data: text}}"], "needs data.mix.a.path"),
     "unknown key": (["data=mix", "data.mix={a: {data: text, pth: x}}"], "pth: unknown setting"),
     "weight of zero": (["data=mix", "data.mix={a: {data: sample, weight: 0}}"], "data.mix.a.weight=0.0.*greater than 0"),
     "sources without mix": (["data.mix={a: {data: sample}}"], "set data=mix"),

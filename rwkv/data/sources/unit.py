@@ -5,18 +5,28 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
+class Place(Protocol):
+    """What a user needs to find a record, found out when `str()` asks: the line number of a line far into a file is costly."""
+
+    def __str__(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Found:
     """One record, or why there is none.
 
-    where: what a user needs to find it: "books.jsonl, line 12".
-    record: the document's bytes, or a mapping of keys to values as in the file; None if `bad`.
+    place: where it is; `where` is that in words: "books.jsonl, line 12".
+    record: the document's bytes, or a mapping of keys to values as in the file (a list, if that is what a line of JSON is); None if `bad`.
     bad: what is wrong with it, in words.
     """
 
-    where: str
-    record: bytes | dict[str, Any] | None
+    place: str | Place
+    record: bytes | dict[str, Any] | list[Any] | None
     bad: str | None = None
+
+    @property
+    def where(self) -> str:
+        return str(self.place)
 
 
 class Unit(Protocol):
@@ -26,9 +36,28 @@ class Unit(Protocol):
     size: bytes to read, for the progress shown; 0 if unknown.
     """
 
-    identity: str
-    size: int
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
 
     def read(self) -> Iterator[Found]:
         """Its records in order. Raises DataError if the unit as a whole cannot be read."""
         ...
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that holds no records that could be read: one bad record that says why."""
+
+    name: str
+    why: str
+    size: int = 0
+
+    @property
+    def identity(self) -> str:
+        return f"{self.name}: {self.why}"
+
+    def read(self) -> Iterator[Found]:
+        yield Found(self.name, None, self.why)
