@@ -37,7 +37,7 @@ def tokenise_and_join(units: list[Unit], data: Data, spec: schema.Tokenizer, tok
     parts.mkdir(exist_ok=True)
     tasks = tasks_of(units)
     processes = data.processes or len(os.sched_getaffinity(0))
-    if all(task.size for task in tasks) and sum(task.size for task in tasks) < SMALL:
+    if all(task.known for task in tasks) and sum(task.size for task in tasks) < SMALL:
         processes = 1
     tasks = windows(tasks, data, processes)
     abouts = tokenise(tasks, data, functools.partial(tokenizer.build, spec.kind, spec.path) if processes > 1 else lambda: tok, parts, processes)
@@ -56,15 +56,17 @@ def tokenise_and_join(units: list[Unit], data: Data, spec: schema.Tokenizer, tok
 def tasks_of(units: list[Unit]) -> list[Task]:
     """Units together up to some size; one of unknown size by itself."""
     sizes = [unit.size for unit in units]
-    most = min(max(sum(sizes) // TASKS, TASK[0]), TASK[1])
+    whole = sum(size or 0 for size in sizes)
+    most = min(max(whole // TASKS, TASK[0]), TASK[1])
     groups: list[list[Unit]] = []
     size = most
     for unit, own in zip(units, sizes, strict=True):
-        if size + (own or most) > most:
+        own = most if own is None else own
+        if size + own > most:
             groups.append([])
             size = 0
         groups[-1].append(unit)
-        size += own or most
+        size += own
     return [Task(i, tuple(group)) for i, group in enumerate(groups)]
 
 
@@ -109,7 +111,7 @@ def tokenise(tasks: list[Task], data: Data, make_tokenizer: Callable[[], tokeniz
     todo = [task for task in tasks if task.number not in abouts]
     done = multiprocessing.get_context("spawn").Array("q", 2)  # bytes of text, documents
     total = sum(task.size for task in tasks)
-    with Shown(f"preparing {data.path or data.name or data.kind}", total if all(task.size for task in tasks) else 0) as shown:
+    with Shown(f"preparing {data.path or data.name or data.kind}", total if all(task.known for task in tasks) else 0) as shown:
         shown.skip(sum(task.size for task in tasks if task.number in abouts))
         whole = 0
 

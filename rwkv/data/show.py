@@ -56,7 +56,7 @@ def records(data: Data, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray 
         if pieces is None:
             yield f"{found.where}: no document: {found.bad}", None, None
             continue
-        doc = document(pieces, tokenizer)
+        doc = document(pieces, tokenizer, data.record.untrained_tokens)
         mask = np.ones(doc.size, bool) if doc.mask() is None else doc.mask()
         dropped = why_dropped(doc, data)
         yield _title(found.where, mask) + (f", dropped: {dropped}" if dropped else ""), np.append(np.concatenate(doc.parts), END_OF_DOCUMENT), mask

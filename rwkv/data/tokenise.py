@@ -39,7 +39,12 @@ class Task:
 
     @functools.cached_property
     def size(self) -> int:
-        return sum(unit.size for unit in self.units)
+        """Bytes to read, of the units that know theirs."""
+        return sum(unit.size or 0 for unit in self.units)
+
+    @property
+    def known(self) -> bool:
+        return all(unit.size is not None for unit in self.units)
 
     def records(self) -> Iterator[Found]:
         return islice((found for unit in self.units for found in unit.read()), self.first, self.stop)
@@ -56,17 +61,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Document:
-    """parts: ids of each part; trained: whether each part is; size: tokens, the end token included."""
+    """parts: ids of each part; trained: whether each part is; size: tokens, the end token included; untrained: of its first tokens."""
 
     parts: list[np.ndarray]
     trained: list[bool]
     size: int
+    untrained: int = 0
 
     def mask(self) -> np.ndarray | None:
         """[size] bool; None: all are trained. The end token is as the last part."""
-        if all(self.trained):
+        if all(self.trained) and not self.untrained:
             return None
-        return np.repeat([*self.trained, self.trained[-1]], [*map(len, self.parts), 1])
+        mask = np.repeat([*self.trained, self.trained[-1]], [*map(len, self.parts), 1])
+        mask[: self.untrained] = False
+        return mask
 
     @property
     def learnable(self) -> bool:
@@ -75,10 +83,10 @@ class Document:
         return self.size > 1 if mask is None else bool(mask[1:].any())
 
 
-def document(pieces: list[Part], tokenizer: Tokenizer) -> Document:
+def document(pieces: list[Part], tokenizer: Tokenizer, untrained: int = 0) -> Document:
     """Each part is tokenised by itself, so that no token lies on both sides of a change from untrained to trained."""
     ids = [tokenizer.encode(piece.text) for piece in pieces]
-    return Document(ids, [piece.trained for piece in pieces], sum(map(len, ids)) + 1)
+    return Document(ids, [piece.trained for piece in pieces], sum(map(len, ids)) + 1, untrained)
 
 
 def why_dropped(doc: Document, data: Data) -> str | None:
@@ -137,7 +145,7 @@ def _pieces(found: Found, data: Data, part: "_Part") -> list[Part] | None:
 def _write(part: "_Part", waiting: list[list[Part]], data: Data, tokenizer: Tokenizer) -> None:
     kept = []
     for pieces in waiting:
-        doc = document(pieces, tokenizer)
+        doc = document(pieces, tokenizer, data.record.untrained_tokens)
         reason = why_dropped(doc, data)
         if reason:
             part.dropped[reason] += 1

@@ -64,7 +64,7 @@ def test_foreign_files_are_read_in_place(tmp_path, code, name):
     documents = random_documents(code, 30, 250)
     write_binidx(tmp_path / "set", documents, code)
     corpus = prepare(tmp_path, "data=tokens", "data.kind=binidx", f"data.path={tmp_path / name}").train
-    assert corpus.tokens.filename == tmp_path / "set.bin" and corpus.trained is None
+    assert corpus.tokens.base.filename == tmp_path / "set.bin" and corpus.trained is None
     assert [corpus.document(i).tolist() for i in range(len(corpus))] == [d.tolist() for d in documents]
     (folder,) = [f for f in (tmp_path / "out/data").iterdir() if f.is_dir()]
     assert sorted(f.name for f in folder.iterdir()) == ["about.json", "sizes.i32", "starts.i64"]
@@ -102,7 +102,7 @@ def test_npy_arrays_are_read_in_place(tmp_path, dtype):
     np.save(tmp_path / "ids.npy", np.array([5, 6, 0, 0, 7, 8, 9, 0, 1, 2]).astype(dtype))
     p = prepare(tmp_path, "data=tokens", f"data.path={tmp_path / 'ids.npy'}")
     assert [p.train.document(i).tolist() for i in range(3)] == [[5, 6, 0], [7, 8, 9, 0], [1, 2]] and len(p.train) == 3
-    assert p.train.tokens.filename == tmp_path / "ids.npy"
+    assert p.train.tokens.base.filename == tmp_path / "ids.npy"
     assert "1 dropped" in p.line  # the end token alone
 
 

@@ -92,8 +92,8 @@ def test_windows_past_the_end_leave_nothing(tmp_path, units_are):
 
 
 def test_tasks_are_whole_units_and_do_not_depend_on_processes():
-    units = [Texts(i, (), size) for i, size in enumerate([3, 3, 3, 2**22, 2**23, 1, 0, 1, 0, 0])]
-    assert [[unit.number for unit in task.units] for task in join.tasks_of(units)] == [[0, 1, 2], [3], [4], [5], [6], [7], [8], [9]]
+    units = [Texts(i, (), size) for i, size in enumerate([3, 3, 3, 2**22, 2**23, 1, None, 1, None, 0])]
+    assert [[unit.number for unit in task.units] for task in join.tasks_of(units)] == [[0, 1, 2], [3], [4], [5], [6], [7], [8, 9]]
     big = [Texts(i, (), 2**26) for i in range(2048)]
     assert len(join.tasks_of(big)) == 2048 and len(join.tasks_of([Texts(i, (), 2**20) for i in range(2**15)])) == 2**15 // 64
 
@@ -184,7 +184,7 @@ def test_a_killed_process_is_named_by_its_unit(tmp_path, tiny_tasks, units_are):
     with pytest.raises(DataError, match=r"unit 6 was killed \(SIGKILL\); perhaps memory ran out.*the same command goes on"):
         prepare(tmp_path, "data.processes=2")
     (parts,) = (tmp_path / "out/data").glob("*.parts")
-    assert {"000000.json", "000003.json"} <= {f.name for f in parts.iterdir()}
+    assert len(list(parts.glob("*.json"))) >= 3  # of the six before, the other process may be in one
 
 
 def test_processes_have_no_torch(tmp_path, tiny_tasks, units_are):
@@ -330,3 +330,10 @@ def test_several_processes_prepare_the_same_at_once(tmp_path):
     assert sum("waiting for process" in err for _, err in told) == 2
     assert told[0][0] == told[1][0] == told[2][0] and "documents 1,500" in told[0][0]
     assert sorted(f.name.split("-")[0] for f in (tmp_path / "out/data").iterdir()) == [".text", "text"]
+
+
+def test_the_first_tokens_can_be_left_untrained(tmp_path, units_are):
+    units_are(Texts(0, (b"abcdef", b"xyz", b"m")))
+    made = prepare(tmp_path, "data.record.untrained_tokens=3")
+    assert made.train.trained[:7].tolist() == [False] * 3 + [True] * 4
+    assert len(made.train) == 2  # of the last one no token is trained

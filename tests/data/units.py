@@ -17,7 +17,7 @@ class Texts:
 
     number: int
     records: tuple
-    size: int = 1000
+    size: int | None = 1000
 
     @property
     def identity(self) -> str:

@@ -68,7 +68,7 @@ class Shard:
     record: Record
     number: int
     of: int
-    size: int = 0
+    size: int | None = None
 
     @property
     def identity(self) -> str:

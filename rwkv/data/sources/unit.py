@@ -33,14 +33,14 @@ class Unit(Protocol):
     """Can be pickled, and read any number of times with the same result.
 
     identity: changes when what `read` yields may have changed: path, size, time of change, range.
-    size: bytes to read, for the progress shown; 0 if unknown.
+    size: bytes to read, for the progress shown; None if unknown.
     """
 
     @property
     def identity(self) -> str: ...
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int | None: ...
 
     def read(self) -> Iterator[Found]:
         """Its records in order. Raises DataError if the unit as a whole cannot be read."""
