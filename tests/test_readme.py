@@ -1,5 +1,6 @@
 """The README says what is so: its table of groups, and every command in it."""
 
+import json
 import re
 import shlex
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import zstandard
 
 from tests.conftest import ROOT, command, the_run, tiny, write_text
 
@@ -33,9 +35,14 @@ def test_the_two_commands_are_the_ones_that_ci_and_this_file_run():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_run):
-    """Where the commands are typed: with a README.md, and a run in outputs/."""
+    """Where the commands are typed: with a README.md, the data that they name, and a run in outputs/."""
     folder = tmp_path_factory.mktemp("readme")
-    write_text(folder / "README.md")
+    text = write_text(folder / "README.md").read_text()
+    (folder / "books").mkdir()
+    write_text(folder / "books/one.txt")
+    (folder / "books.jsonl.zst").write_bytes(zstandard.compress("".join(json.dumps({"text": text}) + "\n" for _ in range(4)).encode()))
+    chat = [{"role": "user", "content": "Who goes there?"}, {"role": "assistant", "content": text[:200]}]
+    (folder / "chats.jsonl").write_text((json.dumps({"messages": chat}) + "\n") * 60)
     shutil.copytree(tiny_run, folder / "outputs" / "RUN")
     return folder
 
