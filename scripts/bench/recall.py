@@ -49,10 +49,9 @@ def documents(rows: int, chunks: int, rng: np.random.Generator) -> Batch:
 @torch.no_grad()
 def accuracy(model: RWKV, chunks: int, rng: np.random.Generator, rows: int = 256) -> float:
     """Share of right answers on fresh documents; chance is 1 / SYMBOLS."""
-    batch = documents(rows, chunks, rng)
-    tokens = torch.from_numpy(batch.tokens.astype(np.int64))
-    hidden, _ = model(tokens[:, :-1])
-    return (model.logits(hidden[:, -1]).argmax(-1) == tokens[:, -1]).float().mean().item()
+    document = documents(rows, chunks, rng).chunk(0, chunks * CTX, 1.0, "cpu")
+    hidden, _ = model(document.tokens)
+    return (model.logits(hidden[:, -1]).argmax(-1) == document.targets[:, -1]).float().mean().item()
 
 
 def learn(window: int | None, stages: list[tuple[int, int]], rows: int = 32, lr: float = 3e-3, seed: int = 0, say=print) -> dict[int, float]:
