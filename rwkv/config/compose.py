@@ -121,7 +121,7 @@ def _check_key(text: str, override: Override, known: dict[str, Group]) -> str:
     for depth, part in enumerate(path):
         fields = _fields(node)
         if _named(node) is not None and depth:
-            break  # names, and what each is made of: checked when they are composed
+            return f"++{text.lstrip('+')}"  # a name, new or not, and what it is made of: checked when they are composed
         if part not in fields:
             where = ".".join(path[:depth])
             names = list(fields) + (list(known) if depth == 0 else [])

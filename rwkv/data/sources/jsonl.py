@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from rwkv.data.sources.storage import Damaged, File
-from rwkv.data.sources.text import BOM, LONGEST, TOO_LONG, Line, LineRange, ranges, unreadable
+from rwkv.data.sources.text import BOM, LONGEST, TOO_LONG, Line, LineRange, broken_off, ranges, unreadable
 from rwkv.data.sources.unit import Found, Unit, Unreadable
 
 _KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
@@ -35,7 +35,7 @@ class JsonLines(LineRange):
     """Each line a record; blank lines are none."""
 
     def read(self) -> Iterator[Found]:
-        place: Line | str = self.file.name
+        place: Line | None = None
         none = True
         try:
             for place, line in self.lines():
@@ -45,7 +45,7 @@ class JsonLines(LineRange):
                     none = False
                     yield Found(place, *parse(line))
         except (OSError, Damaged) as error:
-            yield Found(f"{self.file.name}, after {place}" if isinstance(place, Line) else place, None, unreadable(error))
+            yield broken_off(self.file, place, error)
             return
         if none and self.start == 0 and self.end is None:
             yield Found(self.file.name, None, "empty")
@@ -121,9 +121,9 @@ def values(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def jsonl_units(file: File) -> list[Unit]:
-    """A file that ends in .json holds values; so does one whose first line alone is no JSON (an array over many lines); else its lines are the records."""
+    """A file that ends in .json holds values; so does one on disk whose first line only opens a bracket; else its lines are the records."""
     try:
-        if file.ending == ".json" or not _first_line_is_whole(file):
+        if file.ending == ".json" or (file.fs is None and not _first_line_is_whole(file)):
             return [JsonValues(file)]
     except (OSError, Damaged) as error:
         return [Unreadable(file.name, unreadable(error), file.size)]

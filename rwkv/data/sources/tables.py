@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rwkv.data.sources.storage import Damaged
-from rwkv.data.sources.text import TOO_LONG, Line, LineRange, unreadable
+from rwkv.data.sources.text import TOO_LONG, Line, LineRange, broken_off
 from rwkv.data.sources.unit import Found
 
 LONGEST_FIELD = 2**28  # characters; a quote that is never closed would else read the whole file into memory
@@ -24,7 +24,7 @@ class Csv(LineRange):
         try:
             yield from self._rows(source)
         except (OSError, Damaged) as error:
-            yield Found(f"{self.file.name}, after {source.place}" if source.place else self.file.name, None, unreadable(error))
+            yield broken_off(self.file, source.place, error)
 
     def _rows(self, source: "_Source") -> Iterator[Found]:
         first = next(source, "")

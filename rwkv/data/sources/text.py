@@ -1,5 +1,6 @@
 """Text: a file is a document, or each of its lines is one."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -60,12 +61,19 @@ class Line:
         return f"{self.file.name}, line {self.number + (_lines_before(self.file, self.start) if self.start else 0)}"
 
 
+@functools.lru_cache(maxsize=8)
 def _lines_before(file: File, end: int) -> int:
-    lines, left = 0, end
+    """The lines that begin before byte `end`: the first one, and one after each line end but one right before it."""
+    lines, left = 1, end - 1
     with file.open() as stream:
         while block := stream.read(min(left, 2**24)):
             lines, left = lines + block.count(b"\n"), left - len(block)
     return lines
+
+
+def broken_off(file: File, last: Line | None, error: OSError | Damaged) -> Found:
+    """What ends the records of a file that cannot be read on."""
+    return Found(f"after {last}" if last else file.name, None, unreadable(error))
 
 
 @dataclass(frozen=True)
@@ -120,15 +128,16 @@ class Lines(LineRange):
     """Each line a document."""
 
     def read(self) -> Iterator[Found]:
-        place: Line | str = self.file.name
+        place: Line | None = None
         try:
             for place, line in self.lines():
                 bad = TOO_LONG if line is None else not_text(line)
                 yield Found(place, None if bad else line, bad)
         except (OSError, Damaged) as error:
-            yield Found(f"{self.file.name}, after {place}" if place != self.file.name else place, None, unreadable(error))
-        if place == self.file.name and self.start == 0:
-            yield Found(place, None, "empty")
+            yield broken_off(self.file, place, error)
+            return
+        if place is None and self.start == 0:
+            yield Found(self.file.name, None, "empty")
 
 
 def ranges(file: File) -> list[tuple[int, int | None]]:

@@ -1,0 +1,41 @@
+"""What the tests of sources share."""
+
+from pathlib import Path
+
+from rwkv.config.check import check
+from rwkv.config.compose import load
+from rwkv.data.records import BadRecord, Part, parts
+from rwkv.data.sources import units
+
+
+def data_of(*overrides: str):
+    cfg = load([str(o) for o in overrides])
+    check(cfg)
+    return cfg.data
+
+
+def documents(*overrides: str, validation: bool = False) -> list[list[Part] | str]:
+    """Of each record its parts, or "where: what is wrong"."""
+    data = data_of(*overrides)
+    return [outcome(found, data.record) for unit in units(data, validation) for found in unit.read()]
+
+
+def outcome(found, record) -> list[Part] | str:
+    if found.bad:
+        assert found.record is None
+        return f"{found.where}: {found.bad}"
+    try:
+        return parts(found.record, record)
+    except BadRecord as error:
+        return f"{found.where}: {error}"
+
+
+def texts(*overrides: str, validation: bool = False) -> list[bytes | str]:
+    """The same, the parts joined."""
+    return [out if isinstance(out, str) else b"".join(part.text for part in out) for out in documents(*overrides, validation=validation)]
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
