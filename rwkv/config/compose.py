@@ -130,7 +130,7 @@ def _check_key(text: str, override: Override, known: dict[str, Group]) -> str:
                 f"{where or 'the top level'} has {', '.join(fields) or 'no settings below it'}"
             )
         node = fields[part]
-    return text.lstrip("+")
+    return f"++{text.lstrip('+')}" if _named(node) is not None else text.lstrip("+")
 
 
 def _fields(node: Any) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Chat:
     key: Keys | None  # of the list of turns; null: the record itself is the list
     sender: Keys | None  # key of the speaker in a turn; null: each key of a turn is a speaker, its value what is said
     content: Keys  # key of what is said in a turn
-    also: dict[str, str]  # further keys of what is said in a turn, and what precedes each instead of the prefix
+    also: dict[str, str]  # further keys of what is said in a turn, and what precedes each instead of prefix and lead
     roles: dict[str, Role]
     other: Role | None  # for speakers not among the roles; null: such a record is bad
     end: str  # after the last turn

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rwkv.config.schema import Chat, Role
+from rwkv.config.schema import Chat
 from rwkv.data.pieces import BadRecord, Piece, as_text, key_of, surrounded, value_of
 
 
@@ -18,21 +18,17 @@ def chat_pieces(record: Mapping[str, Any] | list[Any], chat: Chat) -> list[Piece
     for number, turn in enumerate(_turns(record, chat), 1):
         if not isinstance(turn, Mapping):
             raise BadRecord(f"turn {number} is no mapping of keys to values")
-        for speaker, prefix, said in _said(turn, chat, number):
+        for speaker, before, said in _said(turn, chat, number):
             role = roles.get(speaker, chat.other)
             if role is None:
                 raise BadRecord(f"turn {number} is by {speaker}, which is none of the roles {', '.join(roles)} (data.record.chat.other can write any)")
             said = said.strip() if chat.trim else said
             if said:
-                out.append(_named(surrounded(role, said), role, prefix, speaker))
+                piece = surrounded(role, said) if before is None else surrounded(role, said)._replace(prefix=before, text=said)
+                out.append(piece._replace(prefix=piece.prefix.replace("{role}", speaker), suffix=piece.suffix.replace("{role}", speaker)))
     if out and chat.end:
         out[-1] = out[-1]._replace(suffix=out[-1].suffix + chat.end)
     return out
-
-
-def _named(piece: Piece, role: Role, prefix: str | None, speaker: str) -> Piece:
-    before = role.prefix if prefix is None else prefix
-    return piece._replace(prefix=before.replace("{role}", speaker), suffix=piece.suffix.replace("{role}", speaker))
 
 
 def _turns(record: Mapping[str, Any] | list[Any], chat: Chat) -> list[Any]:
@@ -55,7 +51,7 @@ def _turns(record: Mapping[str, Any] | list[Any], chat: Chat) -> list[Any]:
 
 
 def _said(turn: Mapping[str, Any], chat: Chat, number: int) -> list[tuple[str, str | None, str]]:
-    """(speaker, prefix instead of the role's or None, text) of what is said in a turn."""
+    """(speaker, what precedes the text instead of the role's prefix and lead or None, text) of what is said in a turn."""
     if chat.sender is None:
         return [(str(key), None, as_text(value, f"turn {number}: its {key}")) for key, value in turn.items() if value is not None]
     speaker = value_of(turn, chat.sender)
