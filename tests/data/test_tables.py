@@ -1,5 +1,6 @@
 """Parquet, Arrow, folders of `save_to_disk`, and the hub's data sets: shared out by rows, only the columns needed, in the tables' order."""
 
+import csv
 import json
 
 import datasets
@@ -7,6 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from rwkv.data.sources import columnar, hub, units
 from rwkv.errors import DataError
@@ -104,6 +106,27 @@ def test_chats_in_a_table(tmp_path):
     pq.write_table(pa.Table.from_pylist([{"messages": turns, "text": "not this"}]), tmp_path / "a.parquet")
     ((asked, answered),) = documents("data=chat", f"data.path={tmp_path}")
     assert (asked.text, asked.trained, answered.text, answered.trained) == (b"User: hi\n\nAssistant:", False, b" yo\n\n", True)
+
+
+def test_a_real_set_is_the_same_in_every_format(tmp_path):
+    plays = [text for text in texts("data=sample") if isinstance(text, bytes)]
+    rows = [{"n": i, "text": play.decode()} for i, play in enumerate(plays)]
+    table = pa.Table.from_pylist(rows)
+    lines = "".join(json.dumps(row, ensure_ascii=i % 2 == 0) + "\n" for i, row in enumerate(rows)).encode()
+    for i, play in enumerate(plays):
+        write(tmp_path / f"text/{i:03d}.txt", play)
+    write(tmp_path / "a.jsonl", lines)
+    write(tmp_path / "b.jsonl.zst", zstandard.compress(lines))
+    write(tmp_path / "c.json", json.dumps(rows, indent=1))
+    with (tmp_path / "d.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["n", "text"])
+        writer.writeheader()
+        writer.writerows(rows)
+    pq.write_table(table, tmp_path / "e.parquet", row_group_size=5)
+    ipc(tmp_path / "f.arrow", table, stream=True, rows=5)
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "g")
+    for name in ("text", "a.jsonl", "b.jsonl.zst", "c.json", "d.csv", "e.parquet", "f.arrow", "g"):
+        assert texts("data=files", f"data.path={tmp_path / name}") == plays, name
 
 
 # the hub: a folder in the form of a data set's repository stands for one
