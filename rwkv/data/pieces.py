@@ -21,13 +21,21 @@ class Piece(NamedTuple):
 
 def key_of(record: Mapping[str, Any], keys: Keys) -> str | None:
     """The first of the keys that the record has: with a value, or else with null."""
-    there = [key for key in keys if key in record]
-    return next((key for key in there if record[key] is not None), there[0] if there else None)
+    empty = None
+    for key in keys:
+        if record.get(key) is not None:
+            return key
+        if empty is None and key in record:
+            empty = key
+    return empty
 
 
 def value_of(record: Mapping[str, Any], keys: Keys) -> Any:
-    key = key_of(record, keys)
-    return None if key is None else record[key]
+    for key in keys:
+        value = record.get(key)
+        if value is not None:
+            return value
+    return None
 
 
 def as_text(value: Any, what: str) -> str:

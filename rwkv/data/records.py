@@ -33,8 +33,11 @@ def parts(record: bytes | Mapping[str, Any] | list[Any], spec: Record) -> list[P
         )
     form = _form(record, spec) if spec.kind == "auto" else spec.kind
     if form == "text":
-        pieces = [Piece("", _text(record, spec.text), "", True)]
-    elif form == "prompt":
+        text = _text(record, spec.text)
+        if not text or text.isspace():
+            raise BadRecord("empty")
+        return [Part(_encoded(text), True)]
+    if form == "prompt":
         pieces = [Piece("", _text(record, spec.prompt), "", spec.train_prompt), Piece("", _text(record, spec.completion), "", True)]
     elif form == "columns":
         pieces = _columns(record, spec)
@@ -99,7 +102,7 @@ def _joined(pieces: list[Piece], markup: str) -> list[Part]:
                 runs[-1][1].append(text)
             elif text:
                 runs.append((trained, [text]))
-    if not any(piece.text.strip() for piece in pieces):
+    if all(not piece.text or piece.text.isspace() for piece in pieces):
         raise BadRecord("empty")
     if not any(piece.trained and piece.text for piece in pieces):
         raise BadRecord("nothing of it is trained")

@@ -80,7 +80,7 @@ class JsonValues:
 
 # what matters for where a value ends: whole strings, the start of one that goes on, brackets, commas
 _MARK = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
-_BLOCK = 2**16
+_BLOCK = 2**20
 
 
 def values(stream: BinaryIO) -> Iterator[bytes]:
