@@ -1,14 +1,12 @@
 """A run is its settings: the folder that bears their signature, and the lock on it."""
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
+from rwkv import disk
 from rwkv.config.schema import TrainConfig
 from rwkv.errors import CheckpointError, ConfigError
 
@@ -64,15 +62,11 @@ class RunFolder:
             self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
             raise ConfigError(f"out: the run folder {self.path} cannot be written: {error.strerror}; set out=FOLDER") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
+
+        def taken(holder: str) -> None:
             raise CheckpointError(f"{self.path} is being trained by {holder}; change a setting (seed=2) for a run of its own") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+
+        disk.lock(self._lock, taken)
 
     def make(self) -> None:
         """The folders in it. Under the lock."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from rwkv.disk import digest, sync
 from rwkv.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -40,15 +41,15 @@ def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: int
         files = {}
         for name, write in writers.items():
             write(temp / name)
-            _sync(temp / name)
+            sync(temp / name)
             files[name] = {"sha256": digest(temp / name), "bytes": (temp / name).stat().st_size}
         (temp / MANIFEST).write_text(_manifest(files))
-        _sync(temp / MANIFEST)
-        _sync(temp)
+        sync(temp / MANIFEST)
+        sync(temp)
         if final.exists():  # the same point again, after a resume from an older one
             os.replace(final, root / f".old-{final.name}-{os.getpid()}")
         os.replace(temp, final)
-        _sync(root)
+        sync(root)
     except Exception as error:  # safetensors raises its own types for a full disk
         clean(root)
         raise CheckpointError(f"checkpoint {final} could not be written: {error}; older checkpoints are as they were") from error
@@ -123,11 +124,6 @@ def clean(root: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _remove(checkpoint: Path) -> None:
     """Renamed first, so that no half-deleted folder bears a checkpoint's name."""
     doomed = checkpoint.with_name(f".removing-{checkpoint.name}")
@@ -135,10 +131,3 @@ def _remove(checkpoint: Path) -> None:
         os.replace(checkpoint, doomed)
         shutil.rmtree(doomed)
 
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

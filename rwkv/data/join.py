@@ -50,7 +50,7 @@ def tokenise_and_join(units: list[Unit], data: Data, spec: schema.Tokenizer, tok
     paths = [parts / f"{task.number:06d}" for task in tasks]
     index, place = _join(paths, abouts, folder, dtype_of(tok))
     settings = {"tokenizer": tok.fingerprint, "data": data.kind, "path": data.path, "name": data.name}
-    complete(folder, index, place, dropped, bad, settings, processes, lambda _: None)
+    complete(folder, index, place, dropped, bad, settings, processes)
 
 
 def tasks_of(units: list[Unit]) -> list[Task]:

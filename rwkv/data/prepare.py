@@ -2,19 +2,18 @@
 
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from rwkv import disk
 from rwkv.config import schema
 from rwkv.config.schema import Data
 from rwkv.data import inplace, store
@@ -100,7 +99,7 @@ def store_of(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, out: Path
                 os.rename(writing, final)
             finally:
                 shutil.rmtree(writing, ignore_errors=True)
-            store.sync(cache)
+            disk.sync(cache)
         shutil.rmtree(parts, ignore_errors=True)
     return final
 
@@ -116,15 +115,7 @@ def _alone(final: Path) -> Iterator[None]:
     """Hold the lock on a store to be made. It is freed when its holder ends, however that ends."""
     final.parent.mkdir(parents=True, exist_ok=True)
     with final.with_name(f".{final.name}.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            print(f"waiting for {file.read().strip() or 'another process'}, which prepares {final}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        disk.lock(file, lambda holder: print(f"waiting for {holder}, which prepares {final}", file=sys.stderr, flush=True))
         yield
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rwkv import disk
 from rwkv.config.schema import Data
 from rwkv.data.binidx import LONGEST
 from rwkv.data.records import BadRecord, Part, parts
@@ -210,10 +211,8 @@ def finished(task: Task, folder: Path) -> dict | None:
         about = json.loads(Path(f"{path}.json").read_text())
         if about["task"] != task.identity:
             return None
-        for kind, digest in about["sha256"].items():
-            with Path(f"{path}.{kind}").open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return None
+        if any(disk.digest(Path(f"{path}.{kind}")) != digest for kind, digest in about["sha256"].items()):
+            return None
     except (OSError, ValueError, KeyError):
         return None
     return about

@@ -1,0 +1,40 @@
+"""What is asked of a disk in several places: that something is really on it, that it is what it was, that nobody else has it."""
+
+import fcntl
+import hashlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+
+def sync(path: Path) -> None:
+    """Return once a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def lock(file: TextIO, taken: Callable[[str], None]) -> None:
+    """Take the lock of a file open as "a+" and write into it who has it; it is freed when the file is closed or the process ends.
+
+    taken: called, before this waits, with the holder where another process has it; it may raise instead.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        taken(file.read().strip() or "another process")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
