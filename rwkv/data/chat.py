@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rwkv.config.schema import Chat
-from rwkv.data.pieces import BadRecord, Piece, as_text, key_of, surrounded, value_of
+from rwkv.data.pieces import BadRecord, Piece, as_text, its_keys, key_of, needed_key, surrounded, value_of
 
 
 def chat_pieces(record: Mapping[str, Any] | list[Any], chat: Chat) -> list[Piece]:
@@ -36,9 +36,7 @@ def _turns(record: Mapping[str, Any] | list[Any], chat: Chat) -> list[Any]:
         if isinstance(record, list):
             return record
         raise BadRecord("a mapping of keys to values, not a list of turns (data.record.chat.key names the key of the list)")
-    key = key_of(record, chat.key)
-    if key is None:
-        raise BadRecord(f"no key {' or '.join(chat.key)}: its keys are {', '.join(map(str, record)) or 'none'}")
+    key = needed_key(record, chat.key)
     turns = record[key]
     if isinstance(turns, Mapping):  # tables may hold lists of mappings as mappings of lists
         columns = [value for value in turns.values() if isinstance(value, list)]
@@ -56,11 +54,11 @@ def _said(turn: Mapping[str, Any], chat: Chat, number: int) -> list[tuple[str, s
         return [(str(key), None, as_text(value, f"turn {number}: its {key}")) for key, value in turn.items() if value is not None]
     speaker = value_of(turn, chat.sender)
     if not isinstance(speaker, str):
-        raise BadRecord(f"turn {number} does not say who speaks: no text under {' or '.join(chat.sender)}; its keys are {', '.join(map(str, turn)) or 'none'}")
+        raise BadRecord(f"turn {number} does not say who speaks: no text under {' or '.join(chat.sender)}; {its_keys(turn)}")
     if turn.get("tool_calls"):
         raise BadRecord(f"turn {number} calls a tool: there is no text for that")
     if key_of(turn, chat.content) is None:
-        raise BadRecord(f"turn {number} says nothing: no key {' or '.join(chat.content)}; its keys are {', '.join(map(str, turn)) or 'none'}")
+        raise BadRecord(f"turn {number} says nothing: no key {' or '.join(chat.content)}; {its_keys(turn)}")
     out = [(speaker, None, _content(value_of(turn, chat.content), number))]
     return out + [(speaker, before, as_text(turn[key], f"turn {number}: its {key}")) for key, before in chat.also.items() if turn.get(key) is not None]
 

@@ -44,8 +44,25 @@ def as_text(value: Any, what: str) -> str:
         return value
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
-    kinds = {bool: "true or false", int: "a number", float: "a number", type(None): "null", list: "a list", dict: "a mapping"}
-    raise BadRecord(f"{what} is {kinds.get(type(value), type(value).__name__)}, not text")
+    raise BadRecord(f"{what} is {kind_of(value)}, not text")
+
+
+def kind_of(value: Any) -> str:
+    """In words; of what JSON does not have, the name of its type."""
+    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null", list: "a list", dict: "a mapping"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def needed_key(record: Mapping[str, Any], keys: Keys) -> str:
+    """The key that `key_of` finds. Raises BadRecord if there is none."""
+    key = key_of(record, keys)
+    if key is None:
+        raise BadRecord(f"no key {' or '.join(keys)}: {its_keys(record)}")
+    return key
+
+
+def its_keys(record: Mapping[str, Any]) -> str:
+    return f"its keys are {', '.join(map(str, record)) or 'none'}"
 
 
 def surrounded(form: Column | Role, text: str) -> Piece:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rwkv.config.schema import Keys, Record
 from rwkv.data.chat import chat_pieces
-from rwkv.data.pieces import BadRecord, Piece, as_text, key_of, surrounded, value_of
+from rwkv.data.pieces import BadRecord, Piece, as_text, its_keys, key_of, needed_key, surrounded, value_of
 
 __all__ = ["BadRecord", "Part", "columns_of", "parts"]
 
@@ -70,13 +70,11 @@ def _form(record: Mapping[str, Any] | list[Any], spec: Record) -> str:
         return "prompt"
     if key_of(record, spec.text) is not None:
         return "text"
-    raise BadRecord(f"of no known form: its keys are {', '.join(map(str, record)) or 'none'}; data.record says which to read, as data.record.text=KEY")
+    raise BadRecord(f"of no known form: {its_keys(record)}; data.record says which to read, as data.record.text=KEY")
 
 
 def _text(record: Mapping[str, Any], keys: Keys) -> str:
-    key = key_of(record, keys)
-    if key is None:
-        raise BadRecord(f"no key {' or '.join(keys)}: its keys are {', '.join(map(str, record)) or 'none'}")
+    key = needed_key(record, keys)
     return as_text(record[key], f"its {key}")
 
 
@@ -89,7 +87,7 @@ def _columns(record: Mapping[str, Any], spec: Record) -> list[Piece]:
             out.append(surrounded(column, text)._replace(prefix=(spec.separator if out else "") + column.prefix))
     if not out:
         keys = ", ".join("/".join(column.key) for column in spec.columns)
-        raise BadRecord(f"none of the columns {keys} holds text: its keys are {', '.join(map(str, record)) or 'none'}")
+        raise BadRecord(f"none of the columns {keys} holds text: {its_keys(record)}")
     return out
 
 

@@ -4,6 +4,7 @@ import functools
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,14 +117,14 @@ def _builder(name: Name) -> Any:
     except ImportError:
         raise DataError("data sets of the Hugging Face hub need the package datasets: pip install datasets") from None
     datasets.disable_progress_bars()
-    with _Words(name):
+    with _words(name):
         return datasets.load_dataset_builder(name.name, name.config, revision=name.revision)
 
 
 @functools.lru_cache(maxsize=4)
 def _downloaded(name: Name) -> Any:
     builder = _builder(name)
-    with _Words(name):
+    with _words(name):
         builder.download_and_prepare()
         return builder.as_dataset(name.split)
 
@@ -131,7 +132,7 @@ def _downloaded(name: Name) -> Any:
 @functools.lru_cache(maxsize=4)
 def _streamed(name: Name) -> Any:
     builder = _builder(name)
-    with _Words(name):
+    with _words(name):
         return builder.as_streaming_dataset(name.split)
 
 
@@ -150,30 +151,25 @@ def _offline_if_unreachable(name: Name) -> None:
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
-class _Words:
+@contextmanager
+def _words(name: Name) -> Iterator[None]:
     """A context that says in words what the library raises."""
+    import datasets
 
-    def __init__(self, name: Name):
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        import datasets
-
-        what = f"data.name={self.name.name}"
-        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-            raise DataError(f"{what}: the hub has no such data set, or it is not public (log in with: hf auth login)") from error
-        if isinstance(error, ConnectionError):
-            folder = self.name.name.rpartition("/")[2]
-            raise DataError(
-                f"{what}: the Hugging Face hub cannot be reached, and this data set was not downloaded before. Where there is a network:\n"
-                f"  hf download --repo-type dataset {self.name.name} --local-dir {folder}\n"
-                f"then copy the folder here and set data=parquet data.path={folder} (or data=jsonl, as its files end); "
-                f"data.path='{folder}/**/*.parquet' is a pattern that takes some of them"
-            ) from error
-        if isinstance(error, ValueError):
-            raise DataError(f"{what} data.config={self.name.config} data.split={self.name.split}: {error}") from error
-        if isinstance(error, Exception):
-            raise DataError(f"{what}: cannot be read: {type(error).__name__}: {error}") from error
+    what = f"data.name={name.name}"
+    try:
+        yield
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(f"{what}: the hub has no such data set, or it is not public (log in with: hf auth login)") from error
+    except ConnectionError as error:
+        folder = name.name.rpartition("/")[2]
+        raise DataError(
+            f"{what}: the Hugging Face hub cannot be reached, and this data set was not downloaded before. Where there is a network:\n"
+            f"  hf download --repo-type dataset {name.name} --local-dir {folder}\n"
+            f"then copy the folder here and set data=parquet data.path={folder} (or data=jsonl, as its files end); "
+            f"data.path='{folder}/**/*.parquet' is a pattern that takes some of them"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{what} data.config={name.config} data.split={name.split}: {error}") from error
+    except Exception as error:
+        raise DataError(f"{what}: cannot be read: {type(error).__name__}: {error}") from error

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from rwkv.data.pieces import kind_of
 from rwkv.data.sources.storage import Damaged, File
-from rwkv.data.sources.text import BOM, LONGEST, TOO_LONG, Line, LineRange, broken_off, ranges, unreadable
+from rwkv.data.sources.text import BOM, LONGEST, TOO_LONG, Line, LineRange, WholeFile, broken_off, ranges, unreadable
 from rwkv.data.sources.unit import Found, Unit, Unreadable
-
-_KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
 
 
 def parse(raw: bytes) -> tuple[Any, str | None]:
@@ -27,7 +26,7 @@ def parse(raw: bytes) -> tuple[Any, str | None]:
         return None, f"not JSON that can be read: {str(error).split(';')[0]}"
     if isinstance(value, dict | list):
         return value, None
-    return None, f"{_KINDS[type(value)]}, not a mapping of keys to values"
+    return None, f"{kind_of(value)}, not a mapping of keys to values"
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,8 @@ class JsonLines(LineRange):
 
 
 @dataclass(frozen=True)
-class JsonValues:
+class JsonValues(WholeFile):
     """The values of a file one after the other, over any number of lines; if they are one array, its elements."""
-
-    file: File
-
-    @property
-    def size(self) -> int:
-        return self.file.size
 
     @property
     def identity(self) -> str:

@@ -8,6 +8,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -120,21 +121,17 @@ class File:
         raw = self.open()
         return io.BufferedReader(Decompressed(raw, DECOMPRESSORS[self.compression]), BUFFER) if self.compression else raw
 
-    def trouble(self) -> "_Trouble":
+    @contextmanager
+    def trouble(self) -> Iterator[None]:
         """A context in which errors of a remote file system become DataError: a network that fails is no bad record."""
-        return _Trouble(self)
-
-
-class _Trouble:
-    def __init__(self, file: File):
-        self.file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self.file.fs is not None and isinstance(error, Exception) and not isinstance(error, Damaged | DataError):
-            raise DataError(f"{self.file.name}: cannot be read: {type(error).__name__}: {error}") from error
+        try:
+            yield
+        except (Damaged, DataError):
+            raise
+        except Exception as error:  # each file system has its own classes of errors
+            if self.fs is None:
+                raise
+            raise DataError(f"{self.name}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def find(path: str, storage: dict[str, Any] | None, setting: str) -> list[File | Unreadable]:

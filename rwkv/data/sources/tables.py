@@ -7,29 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
-from rwkv.data.sources.storage import Damaged, File
-from rwkv.data.sources.text import LONGEST, unreadable
+from rwkv.data.sources.storage import Damaged
+from rwkv.data.sources.text import LONGEST, WholeFile, broken_off
 from rwkv.data.sources.unit import Found
 
 LONGEST_FIELD = 2**28  # characters; a quote that is never closed would else read the whole file into memory
 
 
 @dataclass(frozen=True)
-class Csv:
+class Csv(WholeFile):
     """A file of rows, read by one process: whether a line end is a row's end is known only from all that comes before it.
 
     The delimiter is a tab in .tsv files, else whichever of , ; and tab is most frequent in the first line. Quoted fields may hold line ends.
     """
-
-    file: File
-
-    @property
-    def size(self) -> int:
-        return self.file.size
-
-    @property
-    def identity(self) -> str:
-        return self.file.identity
 
     def read(self) -> Iterator[Found]:
         csv.field_size_limit(LONGEST_FIELD)
@@ -39,7 +29,7 @@ class Csv:
                 for found in self._rows(text):
                     yield found
         except (OSError, Damaged) as error:
-            yield Found(f"after {found.where}" if found else self.file.name, None, unreadable(error))
+            yield broken_off(self.file, found and found.place, error)
 
     def _rows(self, text: io.TextIOWrapper) -> Iterator[Found]:
         first = text.readline(LONGEST)

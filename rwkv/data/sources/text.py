@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from rwkv.data.sources.storage import Damaged, File
-from rwkv.data.sources.unit import Found
+from rwkv.data.sources.unit import Found, Place
 
 BOM = b"\xef\xbb\xbf"  # at the start of a file it says that the file is UTF-8, and is no text
 LONGEST = 2**30  # bytes of a line; a longer one would be held in memory whole
@@ -14,8 +14,8 @@ RANGE = 2**26  # bytes of a file of lines that one process reads
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A file that is one document, in any encoding: its bytes are the text."""
+class WholeFile:
+    """What one process reads is a file."""
 
     file: File
 
@@ -26,6 +26,11 @@ class TextFile:
     @property
     def identity(self) -> str:
         return self.file.identity
+
+
+@dataclass(frozen=True)
+class TextFile(WholeFile):
+    """A file that is one document, in any encoding: its bytes are the text."""
 
     def read(self) -> Iterator[Found]:
         try:
@@ -71,7 +76,7 @@ def _lines_before(file: File, end: int) -> int:
     return lines
 
 
-def broken_off(file: File, last: Line | None, error: OSError | Damaged) -> Found:
+def broken_off(file: File, last: str | Place | None, error: OSError | Damaged) -> Found:
     """What ends the records of a file that cannot be read on."""
     return Found(f"after {last}" if last else file.name, None, unreadable(error))
 
