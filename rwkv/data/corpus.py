@@ -62,15 +62,12 @@ class Corpus:
         """Tokens of the longest document."""
         return max(int(self.spans(block)[1].max()) for block in self.blocks())
 
-    @functools.lru_cache(maxsize=1)  # asked for several times in a run, of one corpus
     def unigram_entropy(self, vocab_size: int) -> float:
         """Nats a token of a model that knows only how often each token occurs, by at most 2^28 of them."""
         counts, left = np.zeros(vocab_size, dtype=np.int64), 2**28
         for block in self.blocks():
             starts, sizes = self.spans(block)
-            ends = starts + sizes
-            first = np.flatnonzero(starts != np.concatenate([[-1], ends[:-1]]))  # documents side by side are counted together
-            for start, end in zip(starts[first].tolist(), ends[np.append(first[1:] - 1, len(ends) - 1)].tolist(), strict=True):
+            for start, end in zip(*runs(starts, starts + sizes), strict=True):
                 for at in range(start, min(end, start + left), BLOCK):
                     counts += np.bincount(self.tokens[at : min(at + BLOCK, end)], minlength=vocab_size)
                 left -= end - start
@@ -80,6 +77,12 @@ class Corpus:
                 break
         p = counts[counts > 0] / counts.sum()
         return float(-(p * np.log(p)).sum())
+
+
+def runs(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, ends) of spans, those that follow each other as one. At least one span."""
+    cuts = np.flatnonzero(starts[1:] != ends[:-1])
+    return starts[np.append(0, cuts + 1)], ends[np.append(cuts, len(ends) - 1)]
 
 
 def split(corpus: Corpus, share: float) -> tuple[Corpus, Corpus | None]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from rwkv.data import binidx
-from rwkv.data.corpus import Corpus
-from rwkv.data.store import runs, sync
+from rwkv.data.corpus import Corpus, runs
+from rwkv.disk import sync
 from rwkv.errors import DataError
 
 BLOCK = 2**24  # tokens copied together
@@ -53,6 +53,6 @@ def _copy(corpus: Corpus, values: np.ndarray, dtype: np.dtype, path: Path) -> No
     with path.open("wb") as file:
         for block in corpus.blocks():
             starts, sizes = corpus.spans(block)
-            for begin, end in runs(starts, starts + sizes):
+            for begin, end in zip(*runs(starts, starts + sizes), strict=True):
                 for at in range(begin, end, BLOCK):
                     file.write(np.ascontiguousarray(values[at : min(at + BLOCK, end)], dtype))

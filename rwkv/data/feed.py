@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from rwkv.data.batch import Segment
 from rwkv.data.corpus import Corpus
 from rwkv.data.order import Order
 
@@ -119,6 +120,11 @@ class Feed:
     def item(self, source: int, number: int) -> Item:
         (start,), (count,), (last,) = (x.tolist() for x in self.supplies[source].items.spans(np.array([number])))
         return Item(source, number, start, count, last)
+
+    def segment(self, item: Item, done: int, count: int, at: int, fresh: bool) -> Segment:
+        """`count` positions of an item, from its position `done` on, read at the positions from `at` on of a row."""
+        corpus = self.supplies[item.source].items.corpus
+        return Segment(corpus, item.start + done, count, at, fresh, item.last or done + count < item.count, item.source)
 
     def _furthest_behind(self) -> int | None:
         if len(self.supplies) == 1:

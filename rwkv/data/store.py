@@ -10,7 +10,6 @@ Of data that is read in place (binidx and .npy files of others) there are only t
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from rwkv.data.binidx import LONGEST
-from rwkv.data.corpus import Corpus
+from rwkv.data.corpus import Corpus, runs
+from rwkv.disk import sync
 from rwkv.errors import DataError
 
 FORMAT = 1
@@ -126,7 +126,14 @@ class IndexWriter:
 
 
 def complete(
-    folder: Path, index: IndexWriter, place: Place, dropped: dict[str, int], bad: list, settings: dict, threads: int, read: Callable[[int], None]
+    folder: Path,
+    index: IndexWriter,
+    place: Place,
+    dropped: dict[str, int],
+    bad: list,
+    settings: dict,
+    threads: int,
+    read: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Count, digest and sync what lies in `folder`, and write about.json.
 
@@ -167,14 +174,8 @@ def _count_trained(folder: Path, place: Place, documents: int) -> int:
     for i in range(0, documents, 2**16):
         first, behind = starts[i : i + 2**16], starts[i : i + 2**16] + sizes[i : i + 2**16]
         total -= int(mask[first].sum())
-        total += sum(int(np.count_nonzero(mask[a:b])) for a, b in runs(first, behind))
+        total += sum(int(np.count_nonzero(mask[a:b])) for a, b in zip(*runs(first, behind), strict=True))
     return total
-
-
-def runs(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Spans that follow each other, as one."""
-    cuts = np.flatnonzero(starts[1:] != ends[:-1])
-    yield from zip(starts[np.append(0, cuts + 1)].tolist(), ends[np.append(cuts, len(ends) - 1)].tolist(), strict=True)
 
 
 def scan(file: Path, dtype: str, offset: int, size: int, threads: int, read: Callable[[int], None] = lambda _: None) -> tuple[bytes, int]:
@@ -204,10 +205,3 @@ def _ahead(pool: ThreadPoolExecutor, function, arguments: range, depth: int) -> 
             yield running.pop(0).result()
     yield from (future.result() for future in running)
 
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,6 @@ import pytest
 from rwkv.data import binidx, inplace
 from rwkv.data import store as stores
 from rwkv.errors import DataError
-
 from tests.data.preparing import about, prepare, store, write_binidx, write_folder
 
 

@@ -52,14 +52,10 @@ class Documents:
         return self.plan[self.step - 1]
 
     def _make_plan(self) -> None:
-        items = []
-        taken = self.feed.taken
-        epoch = len(self.feed.supplies[0].items)
-        until = taken[0] + self.documents if len(taken) > 1 else min(taken[0] + self.documents, (taken[0] // epoch + 1) * epoch)
-        while len(items) < self.documents and (len(taken) > 1 or self.feed.taken[0] < until):
-            item = self.feed.next()
-            if item is None:
-                break
+        items, taken = [], self.feed.taken
+        several, epoch = len(taken) > 1, len(self.feed.supplies[0].items)
+        until = min(taken[0] + self.documents, (taken[0] // epoch + 1) * epoch)  # of one source, no window holds parts of two epochs
+        while (len(items) < self.documents if several else taken[0] < until) and (item := self.feed.next()):
             items.append(item)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, sum(self.start["taken"])]))
         self.plan = [batch for group in self._groups(items, rng) for batch in group]
@@ -77,8 +73,7 @@ class Documents:
     def _row(self, items: list[Item]) -> Row:
         row, at = [], 0
         for item in items:
-            corpus = self.feed.supplies[item.source].items.corpus
-            row.append(Segment(corpus, item.start, item.count, at, self.reset or at == 0, item.last, item.source))
+            row.append(self.feed.segment(item, 0, item.count, at, self.reset or at == 0))
             at += item.count
         return row
 
@@ -95,11 +90,7 @@ class Documents:
         return batches
 
     def _pieces(self, item: Item) -> list[Row]:
-        corpus = self.feed.supplies[item.source].items.corpus
-        cuts = [*range(0, item.count, self.cap), item.count]
-        return [
-            [Segment(corpus, item.start + i, j - i, 0, i == 0, item.last or j < item.count, item.source)] for i, j in zip(cuts, cuts[1:], strict=False)
-        ]
+        return [[self.feed.segment(item, i, min(self.cap, item.count - i), 0, i == 0)] for i in range(0, item.count, self.cap)]
 
     def _batch(self, rows: list[Row], carry: bool) -> Batch:
         rows = [*rows, *([] for _ in range(self.rows - len(rows)))]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from rwkv.data.batch import Batch, Segment
-from rwkv.data.corpus import Corpus
+from rwkv.data.corpus import Corpus, runs
 from rwkv.data.feed import Feed
 
 
@@ -18,9 +18,8 @@ class Samples:
         self.corpus, self.length, self.reset = corpus, length, reset
         starts, sizes = corpus.spans(np.arange(len(corpus)))
         if not reset:
-            first = np.flatnonzero(np.diff(starts, prepend=-1) != np.concatenate([[0], sizes[:-1]]))
-            sizes = np.add.reduceat(sizes, first)
-            starts = starts[first]
+            starts, ends = runs(starts, starts + sizes)
+            sizes = ends - starts
         self.starts, self.sizes = starts, sizes
         self.ends = np.cumsum(sizes)
 

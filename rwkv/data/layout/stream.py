@@ -37,11 +37,9 @@ class Stream:
                 self.lanes[lane] = item, 0
             item, done = self.lanes[lane]
             count = min(self.step_tokens - at, item.count - done)
-            ends = done + count == item.count
-            corpus = self.feed.supplies[item.source].items.corpus
-            row.append(Segment(corpus, item.start + done, count, at, done == 0 and self.reset, item.last or not ends, item.source))
-            at += count
-            self.lanes[lane] = None if ends else (item, done + count)
+            row.append(self.feed.segment(item, done, count, at, done == 0 and self.reset))
+            at, done = at + count, done + count
+            self.lanes[lane] = None if done == item.count else (item, done)
         return row
 
     def state_dict(self) -> dict:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv.errors import KernelError
 from rwkv.compile_cpp import compile_cpp
+from rwkv.errors import KernelError
 from rwkv.kernels.pool import empty
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
