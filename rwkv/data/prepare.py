@@ -50,7 +50,7 @@ def prepared(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, vocab_siz
     folder = store_of(data, spec, tokenizer, out)
     corpus, about = store.open_store(folder)
     inplace.check_ids(about.place, about.highest, vocab_size)
-    line = f"data: {about.documents:,} documents, {about.tokens:,} tokens"
+    line = f"{about.documents:,} documents, {about.tokens:,} tokens"
     line += f", {about.trained:,} of them trained" if about.place.trained else ""
     line += f", {sum(about.dropped.values()):,} dropped" if about.dropped else ""
     if not (data.val_path or data.val_split):

@@ -14,11 +14,15 @@ from rwkv.errors import DataError
 
 @dataclass(frozen=True)
 class Read:
-    """sources: what is trained on; vals: what is held out, by source; fingerprint: of all of it and of the tokenizer."""
+    """sources: what is trained on; vals: what is held out, by source; fingerprint: of all of it and of the tokenizer.
+
+    stores: of each source a line for the screen: what it is made of, what was dropped, where it lies.
+    """
 
     sources: list[Source]
     vals: dict[str, Corpus]
     fingerprint: str
+    stores: list[str]
     vocab_size: int
 
     @functools.cached_property
@@ -46,4 +50,4 @@ def read(cfg: TrainConfig, tokenizer: Tokenizer, vocab_size: int) -> Read:
         sources.append(Source(name, train, asked.weight if asked else 1.0, asked.epochs if asked else None))
         vals |= {name: val} if val is not None else {}
     fingerprint = "+".join(p.fingerprint for p in found.values())
-    return Read(sources, vals, fingerprint, vocab_size)
+    return Read(sources, vals, fingerprint, [p.line for p in found.values()], vocab_size)

@@ -25,6 +25,8 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     display.say(f"model  RWKV-{size.version[1:]} {size.n_layer} x {size.n_embd}, {count_parameters(session.model):,} parameters, {cfg.precision.weights}")
     if cfg.model.path:
         display.say(f"from   {cfg.model.path}{session.differences}")
+    for line in session.read.stores:
+        display.say(f"store  {line}")
     sources = session.read.sources
     for source in sources if len(sources) > 1 else ():
         most = f", at most {source.epochs:g} times" if source.epochs else ""

@@ -75,6 +75,13 @@ def test_packed_documents_fill_their_rows(folders):
     assert all(0 < f <= 1 for f in fills) and sum(fills) / len(fills) > 0.7  # a document alone fills a quarter of its chunk
 
 
+def test_training_says_what_was_dropped_and_where_the_prepared_data_lies(tmp_path, capsys):
+    lines = [json.dumps({"text": f"{i} the quick brown fox jumps over the lazy dog"}) for i in range(60)]
+    (tmp_path / "books.jsonl").write_text("\n".join([*lines, "{broken", '{"text": 5}']))
+    assert run(*tiny("data=jsonl", f"data.path={tmp_path}/books.jsonl", f"out={tmp_path / 'out'}")) == 0
+    assert re.search(r"store  60 documents, [\d,]+ tokens, 2 dropped \(.*/data/books-", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("answer", ["refuse", "accept"])
 def test_data_that_has_changed(answer, folders, capsys):
     args = tiny("data=text", f"data.path={folders}/short", f"out={folders / 'out'}", "checkpoint.every=1", f"checkpoint.new_data={answer}")
