@@ -48,7 +48,7 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
     if len(session.read.sources) > 1:
         summary["sources"] = {source.name: mixed for source, mixed in zip(session.read.sources, session.data.feed.shares(), strict=True)}
         for name, mixed in summary["sources"].items():
-            display.say(f"{name + ':':16}{mixed['tokens']:,} tokens, {mixed['epochs']:.3g} times through it")
+            display.say(f"{name + ':':16}documents of {mixed['tokens']:,} tokens begun, {mixed['epochs']:.3g} times through it")
     if summary["fill"] and summary["fill"] < 0.995:
         display.say(f"rows filled to {summary['fill']:.1%}: the rest waited for longer documents beside them")
     summary["verdict"] = verdict(session, display, train_loss, validated.get("val/loss"))
