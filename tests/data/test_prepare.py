@@ -23,6 +23,7 @@ from tests.data.units import Changing, Deadly, Faulty, Modules, Texts
 
 # the same command as a user's, with tasks of one file each and no data too small for processes
 SCRIPT = "import sys; from rwkv.data import join; join.TASK = 1, 1; join.SMALL = 0; from rwkv import preload; from rwkv.config import cli; sys.exit(cli.guarded(preload.main))"
+NEVER_ENDING = SCRIPT.replace("join.SMALL = 0;", "join.SMALL = 0; import time; join._check_space = lambda *_: time.sleep(600);")
 
 
 @pytest.fixture
@@ -280,10 +281,10 @@ def test_a_cache_that_cannot_be_written(tmp_path, units_are):
         prepare(tmp_path, f"data.cache={tmp_path / 'file' / 'x'}")
 
 
-def _start(folder: Path, text: Path, *more: str) -> subprocess.Popen:
+def _start(folder: Path, text: Path, *more: str, script: str = SCRIPT) -> subprocess.Popen:
     arguments = ["data=text", f"data.path={text}", f"out={folder}", "data.processes=2", *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_killed_at_random_moments_it_goes_on_and_ends_the_same(tmp_path):
@@ -313,7 +314,7 @@ def test_killed_at_random_moments_it_goes_on_and_ends_the_same(tmp_path):
 
 def test_ctrl_c_keeps_the_parts_and_says_so(tmp_path):
     text = write_folder(tmp_path / "text", 3000, size=400)
-    run = _start(tmp_path / "out", text)
+    run = _start(tmp_path / "out", text, script=NEVER_ENDING)  # else it may end before the signal comes
     while not (done := list((tmp_path / "out").glob("data/*.parts/*.json"))):
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
