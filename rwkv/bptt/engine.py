@@ -9,6 +9,7 @@ gradients add up. The result is that of one backward over the whole batch; the c
 pass 1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Settings:
     recompute: bool = False
     keep_chunks: int | None = None
     sharing: int = 1  # processes on this host, which its memory is for
+    least: Callable[[int], int] = int  # the least of a number over those ranks that must go through the same passes together
 
 
 class Bptt:
@@ -103,10 +105,14 @@ class Bptt:
         self._store.put(0, state)
 
     def _make_store(self, count: int, like: State, kind: str | None = None) -> States | Sqrt:
-        kind = kind or (choose(count, like, self.settings.sharing) if self.settings.states == "auto" else self.settings.states)
+        kind = kind or (self._choose(count, like) if self.settings.states == "auto" else self.settings.states)
         if kind == "sqrt":
             return Sqrt(count, like, lambda i, state: self._next_state(self.first + i, state))
         return States(count, like, kind, self.settings.folder)
+
+    def _choose(self, count: int, like: State) -> str:
+        kind = choose(count, like, self.settings.sharing)
+        return kind if self.settings.least(kind != "sqrt") else "sqrt"
 
     def _chunk(self, i: int) -> Chunk:
         return self.batch.chunk(i, self.settings.ctx_len, self.denominator, self.device)
@@ -127,7 +133,8 @@ class Bptt:
         """Keep what entered the blocks of chunk i of pass 1, if it is among the last for which there is room."""
         if self._kept is None:
             wanted = min(self.size - 1, self.size if self.settings.keep_chunks is None else self.settings.keep_chunks)
-            kind, self.room = room_for(size_bytes(kept), wanted, self.device, self.settings.sharing)
+            kind, room = room_for(size_bytes(kept), wanted, self.device, self.settings.sharing)
+            self.room = self.settings.least(room)
             self._kept = Buffers(self.room, kept, kind)
         slot = self.room - (self.last - i)
         if slot >= 0:

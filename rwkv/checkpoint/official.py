@@ -168,27 +168,22 @@ def complete(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return whole | {n: weights[n] for n in tuned}
 
 
-def fill(model: RWKV, weights: dict[str, Tensor], partial: bool) -> str:
-    """Copy a file's weights into a model. Returns, if `partial`, what was not taken and what was not there, in words.
+def fitting(size: Size, weights: dict[str, Tensor], partial: bool) -> tuple[dict[str, Tensor], str]:
+    """What a model of this size takes of a file's weights, in its shapes; and, if `partial`, what was not taken and what was
+    not there, in words.
 
     Raises:
         CheckpointError: not `partial`, and the file is not exactly of this model; or it holds a tuned initial state.
     """
     if any(name.endswith("time_state") for name in weights):
         raise CheckpointError("the file holds a tuned initial state (time_state); training from one is not built yet")
-    words = ""
-    if partial:
-        params = dict(model.named_parameters())
-        fits = {n: w for n, w in weights.items() if n in params and w.numel() == params[n].numel()}
-        new, left = sorted(params.keys() - fits.keys()), sorted(weights.keys() - fits.keys())
-        words = f"; initialised: {', '.join(new) or 'nothing'}; not taken: {', '.join(left) or 'nothing'}"
-        weights = {n: w.view(params[n].shape) for n, w in fits.items()}
-    else:
-        weights = complete(weights)
-    with torch.no_grad():
-        for name, weight in weights.items():
-            model.get_parameter(name).copy_(weight)
-    return words
+    if not partial:
+        return complete(weights), ""
+    with torch.device("meta"):
+        params = dict(RWKV(size).named_parameters())
+    fits = {n: w.view(params[n].shape) for n, w in weights.items() if n in params and w.numel() == params[n].numel()}
+    new, left = sorted(params.keys() - fits.keys()), sorted(weights.keys() - fits.keys())
+    return fits, f"; initialised: {', '.join(new) or 'nothing'}; not taken: {', '.join(left) or 'nothing'}"
 
 
 def build(weights: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> RWKV:

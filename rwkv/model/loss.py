@@ -1,10 +1,15 @@
-"""Cross-entropy in fp32 that never holds the full logits, and the model that ends in it."""
+"""Cross-entropy in fp32 that never holds the full logits, the head that computes it, and the model that ends in it."""
+
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv.model.rwkv import RWKV
 from rwkv.model.state import State
+
+if TYPE_CHECKING:
+    from rwkv.model.rwkv import RWKV
 
 LOGITS_AT_ONCE = 2**25  # elements: 128 MiB in fp32
 
@@ -15,7 +20,7 @@ class LossModel(nn.Module):
     l2wrap is the factor of the official regulariser of each token's largest logit: 1e-4 there, 0 for none.
     """
 
-    def __init__(self, rwkv: RWKV, l2wrap: float = 0.0):
+    def __init__(self, rwkv: "RWKV", l2wrap: float = 0.0):
         super().__init__()
         self.rwkv, self.l2wrap = rwkv, l2wrap
 
@@ -36,7 +41,17 @@ class LossModel(nn.Module):
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         """sum(weight * cross_entropy) of hidden [B, T, n_embd], normalised for the head."""
-        return linear_cross_entropy(hidden.flatten(0, 1), self.rwkv.head.weight, targets.flatten(), weight.flatten(-2), self.l2wrap)
+        return self.rwkv.head(hidden, targets, weight, self.l2wrap)
+
+
+class Head(nn.Linear):
+    """From hidden [..., n_embd] to logits, or at once to the loss: strategies that shard weights have them together while this runs."""
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, weight: Tensor | None = None, l2wrap: float = 0.0) -> Tensor:
+        """Logits [..., vocab_size] in the model's dtype; with targets the loss, as `LossModel.loss`."""
+        if targets is None:
+            return F.linear(hidden, self.weight)
+        return linear_cross_entropy(hidden.flatten(0, 1), self.weight, targets.flatten(), weight.flatten(-2), l2wrap)
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight: Tensor, l2wrap: float = 0.0) -> Tensor:

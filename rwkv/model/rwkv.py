@@ -3,11 +3,13 @@
 Token by token, in chunks with carried state, or in one piece: the results are the same.
 """
 
+from collections.abc import Iterator
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv.model import v4, v5, v6, v7
+from rwkv.model.loss import Head
 from rwkv.model.parts import orthogonal
 from rwkv.model.size import Size
 from rwkv.model.state import State
@@ -50,7 +52,7 @@ class RWKV(nn.Module):
         self.emb = nn.Embedding(size.vocab_size, size.n_embd)
         self.blocks = nn.ModuleList(Block(generation, size, layer) for layer in range(size.n_layer))
         self.ln_out = nn.LayerNorm(size.n_embd)
-        self.head = nn.Linear(size.n_embd, size.vocab_size, bias=False)
+        self.head = Head(size.n_embd, size.vocab_size, bias=False)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, n_embd], what enters the first block."""
@@ -86,30 +88,51 @@ class RWKV(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., vocab_size] in fp32 (fp64 in an fp64 model)."""
-        out = F.linear(hidden, self.head.weight)
+        out = self.head(hidden)
         return out if out.dtype == torch.float64 else out.float()
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> "RWKV":
         """The official initialisation of the generation, from this seed alone."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            scale = GENERATIONS[self.size.version].EMB_SCALE
-            self.emb.weight.uniform_(-scale, scale)
-            orthogonal(self.head.weight, 0.5, grow=True)
-            for module in self.modules():
-                if isinstance(module, nn.LayerNorm):
-                    module.weight.fill_(1)
-                    module.bias.zero_()
-            for block in self.blocks:
-                block.att.init_weights()
-                block.ffn.init_weights()
+        for name, weight in initial_weights(self.size, seed):
+            self.get_parameter(name).copy_(weight)
         return self
 
     def optimizer_groups(self) -> dict[str, tuple[float, bool]]:
         """Name -> (learning-rate factor, whether weight decay applies)."""
         group = GENERATIONS[self.size.version].optimizer_group
         return {name: group(name, param) for name, param in self.named_parameters()}
+
+
+def initial_weights(size: Size, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """(name, fp32 weight on the CPU) of the generation's official initialisation, from this seed alone; one block in memory at a time."""
+    with torch.device("meta"):
+        blank = RWKV(size)
+    blocks = ((f"blocks.{i}", block) for i, block in enumerate(blank.blocks))
+    state = torch.Generator().manual_seed(seed).get_state()
+    for name, part in (("emb", blank.emb), ("head", blank.head), ("ln_out", blank.ln_out), *blocks):
+        part.to_empty(device="cpu")
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            _initialise(part, GENERATIONS[size.version].EMB_SCALE)
+            state = torch.get_rng_state()
+        yield from ((f"{name}.{n}", p.detach()) for n, p in part.named_parameters())
+        part.to("meta")
+
+
+@torch.no_grad()
+def _initialise(part: nn.Module, emb_scale: float) -> None:
+    for module in part.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.uniform_(-emb_scale, emb_scale)
+        elif isinstance(module, Head):
+            orthogonal(module.weight, 0.5, grow=True)
+        elif isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1)
+            module.bias.zero_()
+        elif isinstance(module, Block):
+            module.att.init_weights()
+            module.ffn.init_weights()
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -24,6 +24,7 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
     final = folder.checkpoints / store.name_of(session.step, 0)
     if session.ranks.any(session.ranks.first and any(store.problems(final))):  # a run killed below has it already
         session.save()
+    text = sample(session)
     if not session.ranks.first:
         return
     log.write({"step": session.step, "tokens": session.tokens, "time": session.clock(), **validated})
@@ -52,7 +53,9 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
     if summary["fill"] and summary["fill"] < 0.995:
         display.say(f"rows filled to {summary['fill']:.1%}: the rest waited for longer documents beside them")
     summary["verdict"] = verdict(session, display, train_loss, validated.get("val/loss"))
-    text = write_sample(session, display)
+    if text:
+        (folder.samples / f"step-{session.step:08d}.txt").write_text(text)
+        display.say(f"\n--- a sample ---\n{text}\n---")
     report.write_report(folder, cfg, summary, records, text)
     temp = folder.summary.with_suffix(".tmp")
     temp.write_text(json.dumps(summary, indent=1))
@@ -84,15 +87,12 @@ def verdict(session: Session, display: Display, train_loss: float | None, val_lo
     return "as expected" if not missed else f"{' and '.join(missed)} loss not as expected"
 
 
-def write_sample(session: Session, display: Display) -> str:
-    """What the model writes after the prompt; also in samples/."""
+def sample(session: Session) -> str:
+    """What the model writes after the prompt, on the first rank; those that hold parts of its weights help."""
     s = session.cfg.sample
-    if s.tokens == 0:
+    if s.tokens == 0 or not (session.ranks.first or session.strategy.together):
         return ""
-    started = time.monotonic()
     prompt = [int(i) for i in session.tokenizer.encode(s.prompt.encode())]
-    ids = list(generate(session.model.rwkv, prompt, tokens=s.tokens, temperature=s.temperature, top_p=s.top_p, seed=session.cfg.seed))
-    text = session.tokenizer.decode([*prompt, *ids]).decode("utf-8", "replace")
-    (session.folder.samples / f"step-{session.step:08d}.txt").write_text(text)
-    display.say(f"\n--- a sample ({len(ids)} tokens, {duration(time.monotonic() - started)}) ---\n{text}\n---")
-    return text
+    options = {"tokens": s.tokens, "temperature": s.temperature, "top_p": s.top_p, "seed": session.cfg.seed}
+    ids = generate(session.model.rwkv, prompt, state=session.zero_state(1), **options)
+    return session.tokenizer.decode([*prompt, *ids]).decode("utf-8", "replace")

@@ -152,11 +152,10 @@ class Breaks:
 
 def optimizer_step(session: Session, step: Step) -> dict[str, float | int]:
     """Turn the gradients of a finished `step` into an update; returns its record of metrics."""
-    ranks, optimizer = session.ranks, session.optimizer
-    ranks.sum_gradients(optimizer.grads())
-    losses = ranks.sum(step.loss.clone()).tolist()
+    strategy = session.strategy
+    losses = session.ranks.sum(step.loss.clone()).tolist()
     loss = sum(losses)
-    norm = optimizer.clip(session.cfg.optim.clip).item()
+    norm = strategy.clip(session.cfg.optim.clip)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         points = store.points(session.folder.checkpoints)
         kept = f"; the newest checkpoint is {points[0].name}, perhaps one that leads here" if points else "; there is no checkpoint"
@@ -165,7 +164,7 @@ def optimizer_step(session: Session, step: Step) -> dict[str, float | int]:
             "A lower optim.lr, a longer schedule.warmup_steps or precision=fp32 may help"
         )
     lr = session.learning_rate()
-    optimizer.step(lr)
+    strategy.step(lr)
     session.step, session.tokens, session.carry = session.step + 1, session.tokens + step.tokens, step.carry
     record = {"step": session.step, "tokens": session.tokens, "train/loss": loss, "lr": lr, "grad_norm": norm, "fill": step.tokens / step.slots}
     return record | of_sources(session, step, losses)

@@ -72,14 +72,22 @@ class Optimizer:
         self.zero_grad()
         return grads
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Adam's moments and step counts by parameter name."""
-        return {n: dict(self.adam.state[m]) for n, m in self.masters.items() if m in self.adam.state}
+    def entries(self, name: str) -> dict[str, Tensor]:
+        """A parameter's master weight as `master`, and Adam's exp_avg, exp_avg_sq and step, once there are any."""
+        master = self.masters[name]
+        return {"master": master, **self.adam.state.get(master, {})}
 
-    def load_state_dict(self, saved: dict[str, dict[str, Tensor]]) -> None:
-        for name, entries in saved.items():
-            master = self.masters[name]
-            self.adam.state[master] = {k: v.to(master.device) for k, v in entries.items()}
+    @torch.no_grad()
+    def put(self, name: str, entries: dict[str, Tensor]) -> None:
+        """Take copies of what `entries` gave."""
+        master, param = self.masters[name], self.params[name]
+        master.copy_(entries["master"])
+        if master is not param:
+            param.copy_(master)
+        moments = {n: x.to(master.device, copy=True) for n, x in entries.items() if n != "master"}
+        self.adam.state.pop(master, None)
+        if moments:
+            self.adam.state[master] = moments
 
 
 def _adder(master: Tensor):

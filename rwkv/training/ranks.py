@@ -50,6 +50,10 @@ class Ranks:
         """Whether it is true on any rank: the same answer everywhere."""
         return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
+    def least(self, number: int) -> int:
+        """The least over all ranks, on every rank."""
+        return min(self.gather(int(number)))
+
     def together(self, action: Callable[[], T]) -> T:
         """What `action` gives, on every rank. Where it fails on any, all end, and one leaves its message: nobody waits."""
         result, error = None, None

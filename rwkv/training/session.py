@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rwkv.bptt.chunks import runner
 from rwkv.bptt.engine import Settings
 from rwkv.checkpoint import official, store
 from rwkv.checkpoint.run import RunFolder
@@ -18,16 +17,16 @@ from rwkv.data import layout, tokenizer
 from rwkv.data.corpus import Corpus
 from rwkv.data.read import read
 from rwkv.errors import CheckpointError, DataError
-from rwkv.model.loss import LossModel
-from rwkv.model.rwkv import RWKV
+from rwkv.model.rwkv import initial_weights
 from rwkv.model.state import State
+from rwkv.training import strategies
 from rwkv.training.fit import check_fit
-from rwkv.training.optimizer import Optimizer
 from rwkv.training.ranks import Ranks
 from rwkv.training.schedule import learning_rate
 from rwkv.training.step import Step
+from rwkv.training.strategies import MASTER
+from rwkv.training.strategies.whole import DTYPES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 VAL_ROWS = 8
 
 
@@ -51,32 +50,27 @@ class Session:
         self.read = read(cfg, self.tokenizer, self.size.vocab_size)
         self.fingerprint = self.read.fingerprint
         self.data, self.cut_documents = layout.build(cfg.layout, self.read.sources, cfg.ctx_len.tokens, cfg.seed, cfg.bptt.mode == "off")
-        self.settings = settings_of(cfg, folder.path if folder else None, ranks.world // cfg.strategy.nodes)
         self.dtype = DTYPES[cfg.precision.weights]
         check_fit(cfg, self.size, ranks.device)
-        self.model = self._make_model()
-        self.runner = runner(self.model, cfg.bptt.graphs)
-        self.optimizer = Optimizer(
-            self.model.rwkv,
-            self.model.rwkv.optimizer_groups(),
-            betas=cfg.optim.betas,
-            eps=cfg.optim.eps,
-            weight_decay=cfg.optim.weight_decay,
-            layerwise_lr=cfg.optim.layerwise_lr,
-        )
+        self.strategy = strategies.build(cfg, self.size, ranks)
+        self.model = self.strategy.model
+        self.settings = settings_of(cfg, folder.path if folder else None, ranks, self.strategy.together)
+        self._fill()
         self.step, self.tokens, self.seconds, self.wandb_id = 0, 0, 0.0, ""
         self.carry = self.zero_state(len(range(ranks.rank, cfg.layout.rows, ranks.world)))
         self.unfinished: tuple[dict, dict[str, Tensor]] | None = None
         self.since = time.monotonic()
 
-    def _make_model(self) -> LossModel:
-        with torch.device("meta"):
-            rwkv = RWKV(self.size, self.cfg.model.kernel)
-        rwkv = rwkv.to_empty(device="cpu").init_weights(self.cfg.seed)
+    def _fill(self) -> None:
+        """Weights as initialised, or of the file given, or both."""
+        given = {}
         if self.given:
-            self.differences = official.fill(rwkv, self.given, self.cfg.model.partial)
+            given, self.differences = official.fitting(self.size, self.given, self.cfg.model.partial)
             self.given = None
-        return LossModel(rwkv.to(self.ranks.device, self.dtype), self.cfg.optim.l2wrap)
+        if len(given) < len(self.strategy.shapes):
+            self.strategy.fill((n, given.get(n, w)) for n, w in initial_weights(self.size, self.cfg.seed))
+        else:
+            self.strategy.fill(given.items())
 
     def zero_state(self, rows: int) -> State:
         return State.zeros(self.size, rows, self.dtype, self.ranks.device)
@@ -90,12 +84,11 @@ class Session:
             raise DataError(
                 f"the data has ended after {self.tokens:,} tokens: no source may be read again (epochs in data.mix); set trainer.tokens={self.tokens}"
             )
-        step = Step(self.runner, batches, position, self.carry, self.settings, self.ranks, self.cfg.layout.at_once)
+        step = Step(self.strategy, batches, position, self.carry, self.settings, self.ranks, self.cfg.layout.at_once)
         if self.unfinished:
             saved, grads = self.unfinished
             step.load_state_dict(saved)
-            for name, grad in grads.items():
-                self.optimizer.masters[name].grad = grad.to(self.ranks.device)
+            self.strategy.put_gradients(grads)
             self.unfinished = None
         return step
 
@@ -122,15 +115,17 @@ class Session:
         """(summed loss, predicted tokens)"""
         rows, ctx = min(VAL_ROWS, len(corpus)), self.cfg.ctx_len.tokens
         lanes = layout.validation(corpus, rows, ctx)
-        mine = len(range(self.ranks.rank, rows, self.ranks.world))
-        state, total = self.zero_state(mine), torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        idle = self.ranks.rank >= rows
+        reader = 0 if idle else self.ranks.rank  # an idle one reads along with the first, where all must
+        state = self.zero_state(len(range(reader, rows, self.ranks.world)))
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         predicted, read = 0, 0
         while read < tokens and (batch := lanes.next()):
             predicted, read = predicted + batch.predicted, read + batch.count
-            if mine:
-                chunk = batch.rank(self.ranks.rank, self.ranks.world).chunk(0, ctx, 1.0, self.ranks.device)
+            if not idle or self.strategy.together:
+                chunk = batch.rank(reader, self.ranks.world).chunk(0, ctx, 1.0, self.ranks.device)
                 loss, state = self.model(chunk.tokens, state, chunk.reset, chunk.targets, chunk.weight)
-                total += loss
+                total += 0 if idle else loss
         return self.ranks.sum(total).item(), predicted
 
     def clock(self) -> float:
@@ -145,8 +140,12 @@ class Session:
         Raises:
             CheckpointError: it could not be written.
         """
+        position = step.position if step else self.data.state_dict()
+        if not self.strategy.stops_inside:
+            step = None  # it will be done again from its start
         rows = self.ranks.gather((step.carry if step else self.carry).to("cpu").tensors())
         parts = self.ranks.gather(self._part(step)) if step else []
+        entries = {name: self.strategy.whole(name, self.ranks.first) for name in self.strategy.shapes}
         if not self.ranks.first:
             return None
         shift, wkv = (_interleave([r[i] for r in rows]) for i in (0, 1))
@@ -155,13 +154,13 @@ class Session:
             "tokens": self.tokens,
             "seconds": self.clock(),
             "fingerprint": self.fingerprint,
-            "position": step.position if step else self.data.state_dict(),
+            "position": position,
             "wandb_id": self.wandb_id,
-            "parts": [self.ranks.world, self.cfg.layout.at_once],
+            "parts": self._parts(),
         }
-        optimizer = {f"{key}/{name}": x for name, entries in self.optimizer.state_dict().items() for key, x in entries.items()}
+        optimizer = {f"{key}/{name}": x for name, es in entries.items() for key, x in es.items() if key != MASTER}
         tensors = {
-            "model.safetensors": self.optimizer.masters,
+            "model.safetensors": {name: es[MASTER] for name, es in entries.items()},
             "optimizer.safetensors": optimizer,
             "carry.safetensors": {"shift": shift, "wkv": wkv, "rng": torch.get_rng_state()},
             **{f"unfinished-{rank}.safetensors": part for rank, part in enumerate(parts)},
@@ -172,8 +171,12 @@ class Session:
 
     def _part(self, step: Step) -> dict[str, Tensor]:
         """This rank's share of an unfinished step as flat tensors."""
-        grads = {f"grads/{n}": m.grad.cpu() for n, m in self.optimizer.masters.items() if m.grad is not None}
+        grads = {f"grads/{n}": x for n, x in self.strategy.gradients().items()}
         return {**_flatten(step.state_dict()), **grads}
+
+    def _parts(self) -> list:
+        """An unfinished step is taken up where this is the same."""
+        return [self.ranks.world, self.cfg.layout.at_once, type(self.strategy).__name__]
 
     def load(self, checkpoint: Path) -> None:
         """Take up a verified checkpoint. Raises CheckpointError if it is of other data or another model."""
@@ -184,18 +187,14 @@ class Session:
                 f"{checkpoint}: the data has changed since it was written (fingerprint {progress['fingerprint']}, now {self.fingerprint}); "
                 "put the data back, set checkpoint.new_data=accept to go on with the new from its start, or set seed=2 for a new run"
             )
-        weights = load_file(checkpoint / "model.safetensors")
-        if {n: w.shape for n, w in weights.items()} != {n: m.shape for n, m in self.optimizer.masters.items()}:
+        entries = {name: {MASTER: w} for name, w in load_file(checkpoint / "model.safetensors").items()}
+        if {n: e[MASTER].shape for n, e in entries.items()} != self.strategy.shapes:
             raise CheckpointError(f"{checkpoint}: its tensors are not those of the model that the settings describe")
-        with torch.no_grad():
-            for name, weight in weights.items():
-                self.optimizer.masters[name].copy_(weight)
-                self.optimizer.params[name].copy_(weight)
-        moments: dict[str, dict[str, Tensor]] = {}
         for key, x in load_file(checkpoint / "optimizer.safetensors").items():
             entry, name = key.split("/", 1)
-            moments.setdefault(name, {})[entry] = x
-        self.optimizer.load_state_dict(moments)
+            entries[name][entry] = x
+        for name in self.strategy.shapes:
+            self.strategy.put(name, entries[name])
         carry = load_file(checkpoint / "carry.safetensors")
         torch.set_rng_state(carry["rng"])
         mine = slice(self.ranks.rank, None, self.ranks.world)
@@ -206,18 +205,19 @@ class Session:
         self.wandb_id = progress["wandb_id"]
         part = checkpoint / f"unfinished-{self.ranks.rank}.safetensors"
         # cut into other parts, the step is done again from its start
-        if same_data and part.exists() and progress["parts"] == [self.ranks.world, self.cfg.layout.at_once]:
+        if same_data and part.exists() and progress["parts"] == self._parts():
             flat = load_file(part)
             grads = {n.removeprefix("grads/"): x for n, x in flat.items() if n.startswith("grads/")}
             self.unfinished = _unflatten({n: x for n, x in flat.items() if not n.startswith("grads/")}), grads
         self.since = time.monotonic()
 
 
-def settings_of(cfg: TrainConfig, folder: Path | None, sharing: int = 1) -> Settings:
-    """How the gradient is taken; `folder` is where states on disk go, None for the system's temporary folder; `sharing`
-    processes are on this host."""
+def settings_of(cfg: TrainConfig, folder: Path | None, ranks: Ranks | None = None, together: bool = False) -> Settings:
+    """How the gradient is taken; `folder` is where states on disk go, None for the system's temporary folder."""
     window = {"exact": None, "truncated": cfg.bptt.depth, "off": 1}[cfg.bptt.mode]
-    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, cfg.bptt.recompute, sharing=sharing)
+    sharing = ranks.world // cfg.strategy.nodes if ranks else 1
+    least = ranks.least if ranks and together else int
+    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, cfg.bptt.recompute, sharing=sharing, least=least)
 
 
 def _interleave(parts: list[Tensor]) -> Tensor:

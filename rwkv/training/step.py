@@ -1,19 +1,21 @@
 """One optimizer step in progress: all its batches, chunk by chunk, on every rank."""
 
+from dataclasses import replace
+
 import torch
 
-from rwkv.bptt.chunks import Eager
 from rwkv.bptt.engine import Bptt, Settings
 from rwkv.data.batch import Batch
 from rwkv.model.state import State
 from rwkv.training.ranks import Ranks
+from rwkv.training.strategies import Strategy
 
 
 class Step:
     """Call `advance` until `done`; then the gradients stand in the parameters, of this rank's rows alone.
 
-    Every rank goes through the same number of ticks: one whose documents are shorter idles at the end of a batch, so that
-    all ranks can agree on something at any tick. The denominator is the number of predicted tokens in the whole step, over
+    Every rank goes through the same number of ticks, so that all can agree on something at any tick: one whose documents are
+    shorter idles at the end of a batch or, where the strategy wants them together, reads filling. The denominator is the number of predicted tokens in the whole step, over
     batches and ranks, so that the sum of the ranks' gradients is that of one process.
 
     Args:
@@ -22,9 +24,9 @@ class Step:
     """
 
     def __init__(
-        self, runner: Eager, batches: list[Batch], position: dict, carry: State, settings: Settings, ranks: Ranks, at_once: int | None = None
+        self, strategy: Strategy, batches: list[Batch], position: dict, carry: State, settings: Settings, ranks: Ranks, at_once: int | None = None
     ):
-        self.runner, self.settings, self.ranks, self.carry = runner, settings, ranks, carry
+        self.strategy, self.settings, self.ranks, self.carry = strategy, settings, ranks, carry
         self.batches, self.position = batches, position
         self.denominator = max(1, sum(b.predicted for b in batches))
         self.tokens = sum(b.count for b in batches)
@@ -48,9 +50,12 @@ class Step:
 
     def _open(self) -> None:
         batch, group = self.parts[self.micro]
-        part = batch.rank(self.ranks.rank, self.ranks.world).take(group)
+        parts = [batch.rank(r, self.ranks.world).take(group) for r in range(self.ranks.world)]
+        part = parts[self.ranks.rank]
+        if self.strategy.together:
+            part = replace(part, length=max(p.length for p in parts))
         start = self.carry.map(lambda x: x[group])
-        self.bptt = Bptt(self.runner, part, start if batch.carry else start.map(torch.zeros_like), self.settings, self.denominator)
+        self.bptt = Bptt(self.strategy.runner, part, start if batch.carry else start.map(torch.zeros_like), self.settings, self.denominator)
 
     @property
     def done(self) -> bool:
@@ -66,6 +71,7 @@ class Step:
 
     def advance(self) -> None:
         """One chunk of one pass, if this rank has any left in the batch."""
+        self.strategy.last_pass(self.work == self.total - 1)
         if not self.bptt.done:
             self.bptt.advance()
         self.tick += 1

@@ -89,8 +89,8 @@ def test_state_goes_into_another_optimizer():
         a(x).backward()
         opt_a.step(0.01)
     b, opt_b = make(torch.float32)
-    b.load_state_dict(a.state_dict())
-    opt_b.load_state_dict({n: {k: v.clone() for k, v in e.items()} for n, e in opt_a.state_dict().items()})
+    for name in opt_a.masters:
+        opt_b.put(name, opt_a.entries(name))
     for model, optimizer in ((a, opt_a), (b, opt_b)):
         model(x).backward()
         optimizer.step(0.01)

@@ -1,0 +1,24 @@
+"""Ways in which the model, its gradients and Adam lie on the ranks: `strategy=` names one."""
+
+from rwkv.config.schema import TrainConfig
+from rwkv.model.size import Size
+from rwkv.training.ranks import Ranks
+from rwkv.training.strategies.base import MASTER, Strategy
+
+__all__ = ["MASTER", "Strategy", "build"]
+
+
+def build(cfg: TrainConfig, size: Size, ranks: Ranks) -> Strategy:
+    """The strategy that the settings name, its model without weights."""
+    kind = cfg.strategy.kind
+    if kind == "fsdp":
+        from rwkv.training.strategies.fsdp import Fsdp
+
+        return Fsdp(cfg, size, ranks)
+    if kind.startswith("ds"):
+        from rwkv.training.strategies.deepspeed import DeepSpeed
+
+        return DeepSpeed(cfg, size, ranks)
+    from rwkv.training.strategies.whole import Whole
+
+    return Whole(cfg, size, ranks)

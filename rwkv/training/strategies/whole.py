@@ -1,0 +1,68 @@
+"""strategy=auto, ddp: every rank holds the model and Adam whole; gradients are summed once a step."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from rwkv.bptt.chunks import Eager, runner
+from rwkv.config.schema import TrainConfig
+from rwkv.model.loss import LossModel
+from rwkv.model.rwkv import RWKV
+from rwkv.model.size import Size
+from rwkv.training.optimizer import Optimizer
+from rwkv.training.ranks import Ranks
+from rwkv.training.strategies.base import MASTER, Strategy
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+class Whole(Strategy):
+    def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
+        self.ranks = ranks
+        self.model = self._make_model(cfg, size)
+        self.optimizer = Optimizer(
+            self.model.rwkv,
+            self.model.rwkv.optimizer_groups(),
+            betas=cfg.optim.betas,
+            eps=cfg.optim.eps,
+            weight_decay=cfg.optim.weight_decay,
+            layerwise_lr=cfg.optim.layerwise_lr,
+        )
+        self.shapes = {n: m.shape for n, m in self.optimizer.masters.items()}
+        self.runner = self._make_runner(cfg)
+
+    def _make_model(self, cfg: TrainConfig, size: Size) -> LossModel:
+        with torch.device("meta"):
+            rwkv = RWKV(size, cfg.model.kernel).to(DTYPES[cfg.precision.weights])
+        return LossModel(rwkv.to_empty(device=self.ranks.device), cfg.optim.l2wrap)
+
+    def _make_runner(self, cfg: TrainConfig) -> Eager:
+        return runner(self.model, cfg.bptt.graphs)
+
+    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        for name, weight in weights:
+            self.put(name, {MASTER: weight})
+
+    def clip(self, max_norm: float) -> float:
+        self.ranks.sum_gradients(self.optimizer.grads())
+        return self.optimizer.clip(max_norm).item()
+
+    def step(self, lr: float) -> None:
+        self.optimizer.step(lr)
+
+    def drop(self) -> None:
+        self.optimizer.zero_grad()
+
+    def whole(self, name: str, wanted: bool) -> dict[str, Tensor]:
+        return {n: x.detach().cpu() for n, x in self.optimizer.entries(name).items()} if wanted else {}
+
+    def put(self, name: str, entries: dict[str, Tensor]) -> None:
+        self.optimizer.put(name, entries)
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {n: m.grad.cpu() for n, m in self.optimizer.masters.items() if m.grad is not None}
+
+    def put_gradients(self, grads: dict[str, Tensor]) -> None:
+        for name, grad in grads.items():
+            self.optimizer.masters[name].grad = grad.to(self.ranks.device)
