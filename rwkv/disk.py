@@ -4,9 +4,12 @@ import fcntl
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
+
+LOOK = 0.05  # seconds after which who only looks whether a lock is held (`holder`) has let go of it again
 
 
 def sync(path: Path) -> None:
@@ -29,12 +32,27 @@ def lock(file: TextIO, taken: Callable[[str], None]) -> None:
 
     taken: called, before this waits, with the holder where another process has it; it may raise instead.
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not (_try(file) or time.sleep(LOOK) or _try(file)):
         file.seek(0)
         taken(file.read().strip() or "another process")
         fcntl.flock(file, fcntl.LOCK_EX)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
+
+
+def _try(file: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def holder(path: Path) -> str | None:
+    """Who has the lock of this file; None if nobody has, or there is no such file."""
+    try:
+        with path.open() as file:
+            return None if _try(file, fcntl.LOCK_SH) else file.read().strip() or "another process"
+    except FileNotFoundError:
+        return None

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -15,7 +16,7 @@ from tests.conftest import ROOT, command, the_run, tiny, write_text
 README = (ROOT / "README.md").read_text()
 TEXT = re.sub(r"```text.*?```", "", README, flags=re.DOTALL)
 COMMANDS = sorted({c.strip() for c in re.findall(r"(?:^|`)((?:\.venv/bin/)?python -m rwkv\.[^`\n&]+)", TEXT, re.MULTILINE)})
-LATER = ("-m optim.lr", "hydra/launcher")
+SLURM = "hydra/launcher=slurm"  # on a machine without it, as this one usually is
 
 
 def test_the_table_of_groups_is_up_to_date():
@@ -57,11 +58,11 @@ def shortened(args: list[str]) -> list[str]:
 def test_command(line, folder):
     _, _, module, *args = shlex.split(line)
     module = module.removeprefix("rwkv.")
-    if module == "train" and "--cfg" not in args and "--help" not in args and not any(x in line for x in LATER):
+    if module == "train" and "--cfg" not in args and "--help" not in args:
         args = shortened(args)
-    done = command(module, *args, cwd=folder)
-    if any(x in line for x in LATER):
-        assert done.returncode == 2 and "not built yet" in done.stderr
+    done = command(module, *args, cwd=folder, env={"PATH": str(Path(sys.executable).parent)} if SLURM in line else None)
+    if SLURM in line:
+        assert done.returncode == 2 and "there is no Slurm on this machine" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
 

@@ -29,14 +29,15 @@ def guarded(main: Callable[[list[str]], int], argv: list[str] | None = None) -> 
         return 130
 
 
-def usage(command: str, purpose: str) -> str:
+def usage(command: str, purpose: str, flags: str = "") -> str:
     """The text of --help: the groups with their options, then how values are set."""
     from rwkv.config.compose import conf_dir, groups
 
-    lines = [f"usage: python -m rwkv.{command} [group=option ...] [key=value ...] [--cfg job] [--help]", "", purpose, "", "groups (* is the default)"]
+    flags = f"{flags} " if flags else ""
+    lines = [f"usage: python -m rwkv.{command} {flags}[group=option ...] [key=value ...] [--cfg job] [--help]", "", purpose, "", "groups (* is the default)"]
     for name, group in groups().items():
         options = ", ".join(o + "*" * (o == group.default) for o in group.options) or "-"
-        lines.append(f"  {name:11} {options:70} {group.about}")
+        lines.append(f"  {name:15} {options:70} {group.about}")
     lines += [
         "",
         "values: any key of those files, e.g. optim.lr=1e-3 trainer.tokens=2M ctx_len=1000 (a number k is 1024)",

@@ -10,22 +10,24 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from rwkv.config import schema
+from rwkv.config.launch import LAUNCHERS, SWEEPERS, Grid, Local, Optuna, Slurm
 from rwkv.config.schema import TrainConfig, parse_count
 from rwkv.errors import ConfigError
 
 PRIMARY = "train"
+T = TypeVar("T")
 
 
 def conf_dir() -> Path:
@@ -49,10 +51,11 @@ class Group:
 def groups() -> dict[str, Group]:
     """Every config group, in the order of the defaults list of train.yaml, whose comments say what each decides."""
     text = (conf_dir() / f"{PRIMARY}.yaml").read_text()
-    about = dict(re.findall(r"^  - (\w+):.*# (.*)$", text, re.MULTILINE))
+    about = dict(re.findall(r"^  - (?:override )?([\w/]+):.*# (.*)$", text, re.MULTILINE))
     out = {}
     for entry in yaml.safe_load(text)["defaults"]:
-        for name, default in entry.items() if isinstance(entry, dict) else ():
+        for key, default in entry.items() if isinstance(entry, dict) else ():
+            name = key.removeprefix("override ")
             options = sorted((f.stem for f in (conf_dir() / name).glob("[!_]*.yaml")), key=_natural)
             out[name] = Group(options, default, about[name])
     return out
@@ -75,18 +78,21 @@ def normalise(overrides: list[str]) -> list[str]:
     """
     known, seen, out = groups(), {}, []
     for text in overrides:
-        override = _parse(text)
+        override = parse(text)
         key = override.key_or_group
         if override.is_delete():
             raise ConfigError(f"{text}: a setting cannot be deleted; set it to another value, as in {key}=...")
-        if key in seen and not override.is_sweep_override():
+        if override.is_sweep_override():
+            raise ConfigError(f"{text}: several values; add -m to train with each of them, or write one value that is a list as {key}=[a,b]")
+        if key in seen:
             raise ConfigError(f"{key} is set twice: {seen[key]} and {text}; keep one")
         seen[key] = text
         out.append(_check_option(text, override, known) if key in known else _check_key(text, override, known))
     return out
 
 
-def _parse(text: str) -> Override:
+def parse(text: str) -> Override:
+    """One override in Hydra's grammar. Raises ConfigError if it is none."""
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -97,16 +103,14 @@ def _parse(text: str) -> Override:
 def _check_option(text: str, override: Override, known: dict[str, Group]) -> str:
     group = override.key_or_group
     value = override.value()
-    if override.is_sweep_override():
-        choices = [str(x) for x in override.sweep_string_iterator()]
-    elif isinstance(value, list):
+    if isinstance(value, list):
         choices = [str(x) for x in value]
     else:
         choices = ["null" if value is None else str(value)]
     unknown = [c for c in choices if c not in known[group].options and not (group == "experiment" and c == "null")]
     if not unknown:
         # quoted, since Hydra takes a bare number for a number and not for an option's name
-        return text if override.is_sweep_override() or isinstance(value, list) else f"{group}='{choices[0]}'" if choices != ["null"] else text
+        return text if isinstance(value, list) else f"{group}='{choices[0]}'" if choices != ["null"] else text
     if group == "ctx_len" and len(choices) == 1 and isinstance(parse_count(value), int):
         return f"ctx_len.tokens={parse_count(value)}"
     options = known[group].options
@@ -116,7 +120,7 @@ def _check_option(text: str, override: Override, known: dict[str, Group]) -> str
 def _check_key(text: str, override: Override, known: dict[str, Group]) -> str:
     path = override.key_or_group.split(".")
     if path[0].split("/")[0] == "hydra":
-        raise ConfigError(f"{text}: launchers and sweepers are not built yet; today a run is one command on one machine")
+        return _check_hydra_key(text, path)
     node: Any = TrainConfig
     for depth, part in enumerate(path):
         fields = _fields(node)
@@ -155,6 +159,18 @@ def _nearest(word: str, names: list[str], prefix: str = "") -> str:
     return f" (did you mean {prefix + '.' if prefix else ''}{found[0]}?)" if found else ""
 
 
+def _check_hydra_key(text: str, path: list[str]) -> str:
+    """Of Hydra's own settings, those of the launcher and the sweeper are ours."""
+    kinds = {"launcher": LAUNCHERS, "sweeper": SWEEPERS}.get(path[1] if len(path) > 1 else "")
+    if path[0] != "hydra" or kinds is None:
+        raise ConfigError(f"{text}: of hydra, hydra/launcher= and hydra/sweeper= are chosen here, hydra.launcher.KEY= and hydra.sweeper.KEY= set")
+    names = sorted({name for kind in kinds.values() for name in _fields(kind)} - {"kind"})
+    if len(path) < 3 or path[2] not in names:
+        where = f"hydra.{path[1]}"
+        raise ConfigError(f"{text}: unknown setting{_nearest(path[-1], names, where)}; {where} has {', '.join(names)}")
+    return text
+
+
 def load(overrides: list[str]) -> TrainConfig:
     """Compose, convert, check types and ranges.
 
@@ -162,9 +178,8 @@ def load(overrides: list[str]) -> TrainConfig:
         ConfigError: any of it fails; the message lists every problem found.
     """
     overrides = normalise(overrides)
+    cfg = _composed(overrides)
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose(PRIMARY, overrides=overrides, return_hydra_config=True)
         choices = dict(cfg.hydra.runtime.choices)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
@@ -177,6 +192,25 @@ def load(overrides: list[str]) -> TrainConfig:
         model = [Path(str(origin)).stem] if origin else [choices["arch"], choices["model"]]
         tree["name"] = "-".join([*model, choices["data"]])
     return convert(tree, overrides)
+
+
+def load_launch(overrides: list[str]) -> tuple[Local | Slurm, Grid | Optuna]:
+    """Where jobs run and what a sweep tries. Raises ConfigError as `load` does."""
+    overrides = normalise(overrides)
+    hydra = OmegaConf.to_container(_composed(overrides).hydra, resolve=False)
+    nodes = [(f"hydra.{part}", kinds, hydra[part]) for part, kinds in (("launcher", LAUNCHERS), ("sweeper", SWEEPERS))]
+    return tuple(convert(node, overrides, kinds[node["kind"]], root) for root, kinds, node in nodes)
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(PRIMARY, overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        text = str(error).split("\nfull_key")[0]
+        if found := re.search(r"Could not override '(hydra\.(launcher|sweeper)\.\w+)'", text):
+            text = f"{found[1]}: not a setting of the {found[2]} chosen; choose another with hydra/{found[2]}="
+        raise ConfigError(text) from error
 
 
 def expand_mix(mix: Any) -> dict | None:
@@ -211,19 +245,18 @@ def _merged(tree: dict, changes: dict) -> dict:
     return tree | {k: _merged(tree[k], v) if isinstance(v, dict) and isinstance(tree.get(k), dict) else v for k, v in changes.items()}
 
 
-def convert(tree: dict, overrides: list[str] = ()) -> TrainConfig:
-    """A plain dict as `TrainConfig`. Raises ConfigError that lists every problem found."""
+def convert(tree: dict, overrides: list[str] = (), kind: type[T] = TrainConfig, root: str = "") -> T:
+    """A plain dict as the dataclass `kind`, whose place in the settings is `root`. Raises ConfigError that lists every problem found."""
     try:
-        return TypeAdapter(TrainConfig).validate_python(tree)
+        return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem, overrides) for problem in error.errors())) from error
+        raise ConfigError("\n".join(_explain(problem, overrides, kind, root) for problem in error.errors())) from error
 
 
-def _explain(problem: dict, overrides: list[str]) -> str:
+def _explain(problem: dict, overrides: list[str], node: Any, root: str) -> str:
     path = [str(part) for part in problem["loc"]]
-    node: Any = TrainConfig
     fields: dict[str, Any] = {}
-    key: list[str] = []
+    key: list[str] = root.split(".") if root else []
     for part in path:
         fields = _fields(node)
         if (named := _named(node)) is not None:

@@ -251,6 +251,7 @@ class Logger:
     kind: Literal["none", "wandb"]
     project: Text
     mode: Literal["online", "offline"]
+    group: Text | None  # under which wandb shows runs together; null: the sweep's name, if the run is of one
 
 
 @dataclass(config=_STRICT, frozen=True)

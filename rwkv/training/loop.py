@@ -47,16 +47,15 @@ def train(cfg: TrainConfig, overrides: list[str]) -> int:
         if ranks.first:
             print(finished_message(folder))
         return 0
-    with Stop() as stop:
-        try:
-            session = ranks.together(lambda: Session(cfg, ranks, folder))
-        except (UserError, SystemExit):
-            if ranks.first:
-                folder.discard()
-            raise
-        ranks.first_alone(folder.make)
-        with Display(folder.log, cfg.trainer.tokens, ranks.first) as display:
-            return run(session, overrides, stop, display, started)
+    try:
+        session = ranks.together(lambda: Session(cfg, ranks, folder))
+    except (UserError, SystemExit):
+        if ranks.first:
+            folder.discard()
+        raise
+    ranks.first_alone(folder.make)
+    with Stop() as stop, Display(folder.log, cfg.trainer.tokens, ranks.first) as display:
+        return run(session, overrides, stop, display, started)
 
 
 def run(session: Session, overrides: list[str], stop: Stop, display: Display, started: float) -> int:

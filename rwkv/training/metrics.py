@@ -66,6 +66,7 @@ def start_wandb(cfg: TrainConfig, folder: Path, run_id: str) -> Any:
             dir=folder,
             id=run_id,
             name=folder.name,
+            group=cfg.logger.group,
             resume="allow",
             config=dataclasses.asdict(cfg),
         )

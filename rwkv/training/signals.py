@@ -1,16 +1,22 @@
 """The one owner of signals: a handler sets a flag, the training loop acts on it where nothing is lost."""
 
+import os
 import signal
 import sys
+import threading
+import time
 from types import FrameType
+
+PARENT = "RWKV_PARENT"  # environment: the process that this one must not outlive
 
 
 class Stop:
-    """`requested` once SIGINT, SIGTERM or SIGUSR2 has come; a second SIGINT ends the process at once."""
+    """`requested` once SIGINT, SIGTERM or SIGUSR2 has come; a second SIGINT ends the process at once. told: what is said then."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
-    def __init__(self):
+    def __init__(self, told: str = "saving a checkpoint and stopping (again to stop without)"):
+        self.told = told
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> "Stop":
@@ -25,7 +31,8 @@ class Stop:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        print(f"\n{self.received.name}: saving a checkpoint and stopping (again to stop without)", file=sys.stderr, flush=True)
+        if self.told:
+            print(f"\n{self.received.name}: {self.told}", file=sys.stderr, flush=True)
 
     @property
     def requested(self) -> bool:
@@ -34,3 +41,21 @@ class Stop:
     @property
     def exit_code(self) -> int:
         return 128 + self.received
+
+
+def watch_parent() -> bool:
+    """Whether this is a job of a sweep. Where `RWKV_PARENT` names the process that has started this one, SIGTERM comes when that ends: a sweep leaves no orphans.
+
+    Further ranks, which this process will start, watch it in turn.
+    """
+    parent = int(os.environ.get(PARENT, 0))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent:
+        os.environ[PARENT] = str(os.getpid())
+        threading.Thread(target=watch, daemon=True).start()
+    return bool(parent)

@@ -9,10 +9,12 @@ import yaml
 from rwkv.checkpoint.run import signature
 from rwkv.config.compose import conf_dir, groups, load
 from rwkv.config.derived import size_of
+from rwkv.config.launch import LAUNCHERS, SWEEPERS
 from rwkv.config.schema import TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.model.rwkv import RWKV, count_parameters
 
+HYDRA = {"hydra/launcher": LAUNCHERS, "hydra/sweeper": SWEEPERS}
 OPTIONS = [(group, option) for group, g in groups().items() for option in g.options]
 
 
@@ -59,8 +61,9 @@ def test_the_users_sentence_composes():
 @pytest.mark.parametrize("group", [g for g in groups() if g not in ("experiment",)])
 def test_each_file_sets_exactly_the_fields_of_its_dataclass(group):
     fields = {f.name: f.type for f in dataclasses.fields(TrainConfig)}
-    wanted = [f.name for f in dataclasses.fields(fields[group])]
     for file in (conf_dir() / group).glob("*.yaml"):
+        kind = HYDRA[group][file.stem] if group in HYDRA else fields[group]
+        wanted = [f.name for f in dataclasses.fields(kind)]
         tree = yaml.safe_load(file.read_text())
         base = yaml.safe_load((file.parent / "_base.yaml").read_text()) if "_base" in tree.get("defaults", []) else {}
         assert sorted((base | tree).keys() - {"defaults"}) == sorted(wanted), file
@@ -75,7 +78,7 @@ def test_option_names_are_strings_in_yaml():
 def test_every_setting_is_read_somewhere():
     """A key that no code mentions does nothing, whatever its comment says."""
     root = conf_dir().parent / "rwkv" if (conf_dir().parent / "rwkv").is_dir() else conf_dir().parent
-    source = "".join(f.read_text() for f in root.rglob("*.py") if f.name not in ("schema.py", "run.py"))
+    source = "".join(f.read_text() for f in root.rglob("*.py") if f.name not in ("schema.py", "launch.py", "run.py"))
 
     def walk(cls):
         for f in dataclasses.fields(cls):
@@ -84,7 +87,8 @@ def test_every_setting_is_read_somewhere():
             for kind in kinds:
                 walk(kind)
 
-    walk(TrainConfig)
+    for kind in (TrainConfig, *LAUNCHERS.values(), *SWEEPERS.values()):
+        walk(kind)
 
 
 def test_experiments_win_over_groups(tmp_path, monkeypatch):
