@@ -44,7 +44,7 @@ class Stop:
 
 
 def watch_parent() -> bool:
-    """Whether this is a job of a sweep. Where `RWKV_PARENT` names the process that has started this one, SIGTERM comes when that ends: a sweep leaves no orphans.
+    """Whether this is a job of a sweep. SIGTERM comes when the process that has started it, `RWKV_PARENT`, ends: no job is left behind.
 
     Further ranks, which this process will start, watch it in turn.
     """
