@@ -4,6 +4,7 @@ Pydantic checks keys, types and ranges when `compose` converts the composed YAML
 Each field's comment is its documentation, with its unit.
 """
 
+import functools
 import re
 from typing import Annotated, Any, Literal
 
@@ -136,6 +137,12 @@ class Record:
     # and separators not; trained (as the infctx trainer) and untrained: all of it
     markup: Literal["own", "trained", "untrained"]
     untrained_tokens: Count0  # so many tokens at the start of each document are never trained
+
+    @functools.cached_property
+    def telling(self) -> frozenset[str]:
+        """The keys by which kind=auto knows forms other than text."""
+        columns = (key for column in self.columns for key in column.key)
+        return frozenset((*(self.chat.key or ()), *columns, *self.prompt, *self.completion))
 
 
 @dataclass(config=_STRICT, frozen=True)

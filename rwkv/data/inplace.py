@@ -11,6 +11,7 @@ import numpy as np
 from rwkv.config.schema import Data
 from rwkv.data import binidx
 from rwkv.data.progress import Shown
+from rwkv.data.scan import from_file, scan
 from rwkv.data.store import IndexWriter, Place, complete
 from rwkv.data.tokenizer import END_OF_DOCUMENT
 from rwkv.errors import DataError
@@ -43,15 +44,20 @@ def index(data: Data, folder: Path) -> None:
         raise DataError(
             f"data.path={data.path}: no document left ({'; '.join(f'{n:,} {why}' for why, n in dropped.items()) or 'data.first is behind the last one'})"
         )
-    read = 0
-    with Shown(f"reading {data.path}", place.count * np.dtype(place.dtype).itemsize) as shown:
+    size, read = place.count * np.dtype(place.dtype).itemsize, 0
+    with Shown(f"reading {data.path}", size) as shown, from_file(Path(place.path), place.offset) as tokens:
 
         def tell(size: int) -> None:
             nonlocal read
             read += size
             shown.update(read, read)
 
-        complete(folder, documents, place, dropped, [], {"data": data.kind, "path": str(data.path)}, threads, tell)
+        digest, highest = scan(tokens, place.dtype, size, threads, tell)
+        digests = [digest]
+        if place.trained:
+            with from_file(Path(place.trained)) as mask:
+                digests.append(scan(mask, "u1", place.count, threads, tell)[0])
+    complete(folder, documents, place, digests, highest, dropped, [], {"data": data.kind, "path": str(data.path)})
 
 
 def open_tokens(data: Data) -> tuple[Place, Blocks]:

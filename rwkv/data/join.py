@@ -6,10 +6,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from rwkv.config import schema
 from rwkv.config.schema import Data
 from rwkv.data import binidx, tokenizer, workers
 from rwkv.data.progress import Shown
+from rwkv.data.scan import joined, scan
 from rwkv.data.sources import Unit
 from rwkv.data.store import IndexWriter, Place, complete
 from rwkv.data.tokenise import SHOWN, Task, dtype_of, finished, write_part
@@ -25,7 +25,6 @@ from rwkv.errors import DataError
 TASK = 2**22, 2**26  # bytes that a process reads in one go, at least and at most: whole units, so one may be more
 TASKS = 256  # wanted
 SMALL = 2**25  # bytes in all for which no process is worth its start
-COPIED = 2**24  # bytes copied together
 
 
 def tokenise_and_join(units: list[Unit], data: Data, spec: schema.Tokenizer, tok: tokenizer.Tokenizer, parts: Path, folder: Path) -> None:
@@ -48,9 +47,9 @@ def tokenise_and_join(units: list[Unit], data: Data, spec: schema.Tokenizer, tok
         raise DataError(f"data={data.kind} {data.path or data.name or ''}: no document left of it ({'; '.join(why) or 'no records in it'})")
     _check_space(parts, abouts)
     paths = [parts / f"{task.number:06d}" for task in tasks]
-    index, place = _join(paths, abouts, folder, dtype_of(tok))
+    index, place, digests, highest = _join(paths, abouts, folder, dtype_of(tok), processes)
     settings = {"tokenizer": tok.fingerprint, "data": data.kind, "path": data.path, "name": data.name}
-    complete(folder, index, place, dropped, bad, settings, processes)
+    complete(folder, index, place, digests, highest, dropped, bad, settings)
 
 
 def tasks_of(units: list[Unit]) -> list[Task]:
@@ -127,6 +126,8 @@ def tokenise(tasks: list[Task], data: Data, make_tokenizer: Callable[[], tokeniz
 
 
 def _writer(parts: Path, data: Data, make_tokenizer: Callable[[], tokenizer.Tokenizer], done, show: Callable[[], None] | None) -> Callable[[Task], dict]:
+    if show is None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # of the library tokenizers: there is a process for each core already
     tok = make_tokenizer()
 
     def tick(text: int, documents: int) -> None:
@@ -169,30 +170,23 @@ def full(folder: Path, needed: int = 0) -> DataError:
     )
 
 
-def _join(paths: list[Path], abouts: list[dict], folder: Path, dtype: np.dtype) -> tuple[IndexWriter, Place]:
-    masked = any("trained" in about["bytes"] for about in abouts)
+def _join(paths: list[Path], abouts: list[dict], folder: Path, dtype: np.dtype, threads: int) -> tuple[IndexWriter, Place, list[bytes], int]:
+    """Also the digests of the tokens and of their mask, and the highest token."""
     index, begin = IndexWriter(folder), 0
-    with ExitStack() as stack:
-        tokens = stack.enter_context((folder / "tokens.bin").open("wb"))
-        mask = stack.enter_context((folder / "tokens.trained").open("wb")) if masked else None
-        for path, about in zip(paths, abouts, strict=True):
-            sizes = np.fromfile(f"{path}.sizes", "<i4").astype(np.int64)
-            ends = begin + np.cumsum(sizes)
-            index.add(ends - sizes, sizes)
-            _append(tokens, f"{path}.bin")
-            count = about["bytes"]["bin"] // dtype.itemsize
-            if mask and "trained" in about["bytes"]:
-                _append(mask, f"{path}.trained")
-            elif mask:
-                for at in range(0, count, COPIED):
-                    mask.write(np.ones(min(COPIED, count - at), dtype=bool))
-            begin += count
+    for path in paths:
+        sizes = np.fromfile(f"{path}.sizes", "<i4").astype(np.int64)
+        ends = begin + np.cumsum(sizes)
+        index.add(ends - sizes, sizes)
+        begin += int(sizes.sum())
     index.close()
     with (folder / "tokens.idx").open("wb") as file:
         binidx.write_index(file, np.memmap(folder / "sizes.i32", "<i4", mode="r"), dtype)
-    return index, Place("tokens.bin", dtype.str, 0, begin, "tokens.trained" if masked else None)
-
-
-def _append(file: BinaryIO, path: str) -> None:
-    with open(path, "rb") as part:
-        shutil.copyfileobj(part, file, COPIED)
+    counts = [about["bytes"]["bin"] for about in abouts]
+    with joined([(n, Path(f"{path}.bin")) for n, path in zip(counts, paths, strict=True)], folder / "tokens.bin") as tokens:
+        digest, highest = scan(tokens, dtype.str, sum(counts), threads)
+    digests = [digest]
+    masks = [Path(f"{path}.trained") if "trained" in about["bytes"] else None for path, about in zip(paths, abouts, strict=True)]
+    if any(masks):
+        with joined([(n // dtype.itemsize, mask) for n, mask in zip(counts, masks, strict=True)], folder / "tokens.trained") as trained:
+            digests.append(scan(trained, "u1", begin, threads)[0])
+    return index, Place("tokens.bin", dtype.str, 0, begin, "tokens.trained" if any(masks) else None), digests, highest

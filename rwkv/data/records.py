@@ -62,12 +62,15 @@ def columns_of(spec: Record, names: Sequence[str]) -> list[str]:
 
 def _form(record: Mapping[str, Any] | list[Any], spec: Record) -> str:
     """See the docstring of `schema.Record`."""
-    if isinstance(record, list) or (spec.chat.key and isinstance(value_of(record, spec.chat.key), list | Mapping)):
+    if isinstance(record, list):
         return "chat"
-    if sum(value_of(record, column.key) is not None for column in spec.columns) > 1:
-        return "columns"
-    if value_of(record, spec.prompt) is not None and value_of(record, spec.completion) is not None:
-        return "prompt"
+    if not spec.telling.isdisjoint(record):
+        if spec.chat.key and isinstance(value_of(record, spec.chat.key), list | Mapping):
+            return "chat"
+        if sum(value_of(record, column.key) is not None for column in spec.columns) > 1:
+            return "columns"
+        if value_of(record, spec.prompt) is not None and value_of(record, spec.completion) is not None:
+            return "prompt"
     if key_of(record, spec.text) is not None:
         return "text"
     raise BadRecord(f"of no known form: {its_keys(record)}; data.record says which to read, as data.record.text=KEY")

@@ -12,7 +12,7 @@ from rwkv.config.schema import Data
 from rwkv.data import inplace
 from rwkv.data.records import BadRecord, parts
 from rwkv.data.sources import units
-from rwkv.data.tokenise import document, why_dropped
+from rwkv.data.tokenise import encoded, why_dropped
 from rwkv.data.tokenizer import END_OF_DOCUMENT, Tokenizer
 
 MOST = 4000  # tokens shown of a record
@@ -56,10 +56,10 @@ def records(data: Data, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray 
         if pieces is None:
             yield f"{found.where}: no document: {found.bad}", None, None
             continue
-        doc = document(pieces, tokenizer, data.record.untrained_tokens)
-        mask = np.ones(doc.size, bool) if doc.mask() is None else doc.mask()
-        dropped = why_dropped(doc, data)
-        yield _title(found.where, mask) + (f", dropped: {dropped}" if dropped else ""), np.append(np.concatenate(doc.parts), END_OF_DOCUMENT), mask
+        doc = encoded([pieces], tokenizer, data.record.untrained_tokens)
+        mask = np.ones(len(doc.ids), bool) if doc.mask is None else doc.mask
+        dropped = "".join(f", dropped: {reason}" for reason in why_dropped(doc, data))
+        yield _title(found.where, mask) + dropped, doc.ids, mask
 
 
 def _title(where: str, mask: np.ndarray) -> str:

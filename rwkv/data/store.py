@@ -10,8 +10,6 @@ Of data that is read in place (binidx and .npy files of others) there are only t
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,11 +17,11 @@ import numpy as np
 
 from rwkv.data.binidx import LONGEST
 from rwkv.data.corpus import Corpus, runs
+from rwkv.data.scan import from_file, scan
 from rwkv.disk import sync
 from rwkv.errors import DataError
 
 FORMAT = 1
-BLOCK = 2**25  # bytes read together
 ABOUT = "about.json"
 
 
@@ -125,29 +123,16 @@ class IndexWriter:
         self.sizes.close()
 
 
-def complete(
-    folder: Path,
-    index: IndexWriter,
-    place: Place,
-    dropped: dict[str, int],
-    bad: list,
-    settings: dict,
-    threads: int,
-    read: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Count, digest and sync what lies in `folder`, and write about.json.
+def complete(folder: Path, index: IndexWriter, place: Place, digests: list[bytes], highest: int, dropped: dict[str, int], bad: list, settings: dict) -> None:
+    """Sync what lies in `folder`, and write about.json.
 
-    read: is told of bytes as they are looked at.
+    digests: of the tokens and, where there is one, of their mask, as of `scan`; highest: the highest token id.
     """
     index.close()
-    width, tokens = np.dtype(place.dtype).itemsize, folder / place.path
-    digest, highest = scan(tokens, place.dtype, place.offset, place.count * width, threads, read)
-    digests, trained = [digest], index.tokens - index.documents
-    if place.trained:
-        digests.append(scan(folder / place.trained, "u1", 0, place.count, threads, read)[0])
-        trained = _count_trained(folder, place, index.documents)
-    for file in sorted(folder.glob("starts.*")) + sorted(folder.glob("sizes.*")):
-        digests.append(scan(file, "u1", 0, file.stat().st_size, threads, read)[0])
+    trained = _count_trained(folder, place, index.documents) if place.trained else index.tokens - index.documents
+    for path in sorted(folder.glob("starts.*")) + sorted(folder.glob("sizes.*")):
+        with from_file(path) as content:
+            digests.append(scan(content, "u1", path.stat().st_size, 1)[0])
     about = About(
         place=place,
         documents=index.documents,
@@ -176,32 +161,3 @@ def _count_trained(folder: Path, place: Place, documents: int) -> int:
         total -= int(mask[first].sum())
         total += sum(int(np.count_nonzero(mask[a:b])) for a, b in zip(*runs(first, behind), strict=True))
     return total
-
-
-def scan(file: Path, dtype: str, offset: int, size: int, threads: int, read: Callable[[int], None] = lambda _: None) -> tuple[bytes, int]:
-    """(digest, highest value) of `size` bytes of a file from `offset` on. A negative value counts as a very high one."""
-    dtype = np.dtype(dtype)
-    unsigned = dtype if dtype.kind == "u" else np.dtype(f"{dtype.byteorder}u{dtype.itemsize}")
-
-    def look(at: int) -> tuple[bytes, int, int]:
-        block = np.fromfile(file, unsigned, min(BLOCK, size - at) // dtype.itemsize, offset=offset + at)
-        return hashlib.sha256(block).digest(), int(block.max()), block.nbytes
-
-    digest, highest = hashlib.sha256(), 0
-    with ThreadPoolExecutor(threads) as pool:
-        for own, high, count in _ahead(pool, look, range(0, size, BLOCK), 2 * threads):
-            digest.update(own)
-            highest = max(highest, high)
-            read(count)
-    return digest.digest(), highest
-
-
-def _ahead(pool: ThreadPoolExecutor, function, arguments: range, depth: int) -> Iterator:
-    """Results in order, at most `depth` of them computed ahead."""
-    running = []
-    for argument in arguments:
-        running.append(pool.submit(function, argument))
-        if len(running) == depth:
-            yield running.pop(0).result()
-    yield from (future.result() for future in running)
-

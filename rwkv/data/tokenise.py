@@ -61,43 +61,67 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Document:
-    """parts: ids of each part; trained: whether each part is; size: tokens, the end token included; untrained: of its first tokens."""
+class Documents:
+    """ids: [n], one document behind the other, each with its end token; sizes: [documents] int64, tokens of each.
 
-    parts: list[np.ndarray]
-    trained: list[bool]
-    size: int
-    untrained: int = 0
+    mask: [n] bool, whether a token is trained; None: all are. An end token is as the last part of its document.
+    """
 
-    def mask(self) -> np.ndarray | None:
-        """[size] bool; None: all are trained. The end token is as the last part."""
-        if all(self.trained) and not self.untrained:
-            return None
-        mask = np.repeat([*self.trained, self.trained[-1]], [*map(len, self.parts), 1])
-        mask[: self.untrained] = False
-        return mask
+    ids: np.ndarray
+    sizes: np.ndarray
+    mask: np.ndarray | None
 
     @property
-    def learnable(self) -> bool:
-        """Whether a token but the first is trained."""
-        mask = self.mask()
-        return self.size > 1 if mask is None else bool(mask[1:].any())
+    def learnable(self) -> np.ndarray:
+        """[documents] bool: whether a token but the first is trained."""
+        if self.mask is None:
+            return self.sizes > 1
+        first = np.cumsum(self.sizes) - self.sizes
+        return np.add.reduceat(self.mask, first, dtype=np.int64) > self.mask[first]
+
+    def those(self, wanted: np.ndarray) -> "Documents":
+        """wanted: [documents] bool."""
+        if wanted.all():
+            return self
+        tokens = np.repeat(wanted, self.sizes)
+        mask = None if self.mask is None else self.mask[tokens]
+        return Documents(self.ids[tokens], self.sizes[wanted], None if mask is None or mask.all() else mask)
 
 
-def document(pieces: list[Part], tokenizer: Tokenizer, untrained: int = 0) -> Document:
-    """Each part is tokenised by itself, so that no token lies on both sides of a change from untrained to trained."""
-    ids = [tokenizer.encode(piece.text) for piece in pieces]
-    return Document(ids, [piece.trained for piece in pieces], sum(map(len, ids)) + 1, untrained)
+def encoded(records: list[list[Part]], tokenizer: Tokenizer, untrained: int = 0) -> Documents:
+    """At least one record, each of at least one part.
+
+    Each part is tokenised by itself, so that no token lies on both sides of a change from untrained to trained.
+
+    untrained: so many tokens at the start of each document are not trained.
+    """
+    ids, counts = tokenizer.encode_batch([part.text for record in records for part in record])
+    behind = np.cumsum(np.fromiter(map(len, records), np.int64, len(records)))
+    counts = np.insert(counts, behind, 1)  # the end token is a part more
+    behind += np.arange(1, len(records) + 1)
+    sizes = np.add.reduceat(counts, np.append(0, behind[:-1]))
+    ids = np.insert(ids, np.cumsum(sizes - 1), END_OF_DOCUMENT)
+    if not untrained and all(part.trained for record in records for part in record):
+        return Documents(ids, sizes, None)
+    mask = np.repeat([trained for record in records for trained in (*(part.trained for part in record), record[-1].trained)], counts)
+    if untrained:
+        mask &= np.arange(len(ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes) >= untrained
+    return Documents(ids, sizes, mask)
 
 
-def why_dropped(doc: Document, data: Data) -> str | None:
-    if doc.size < data.min_tokens:
-        return f"shorter than min_tokens={data.min_tokens}"
-    if data.max_tokens and doc.size > data.max_tokens:
-        return f"longer than max_tokens={data.max_tokens}"
-    if doc.size > LONGEST:
-        return f"longer than {LONGEST} tokens, the most that the format can hold"
-    return None if doc.learnable else "nothing trained"
+def why_dropped(docs: Documents, data: Data) -> dict[str, np.ndarray]:
+    """Of each reason to drop documents those, [documents] bool, that are dropped for it: one reason for each."""
+    reasons = {
+        f"shorter than min_tokens={data.min_tokens}": docs.sizes < data.min_tokens,
+        f"longer than max_tokens={data.max_tokens}": docs.sizes > (data.max_tokens or np.inf),
+        f"longer than {LONGEST} tokens, the most that the format can hold": docs.sizes > LONGEST,
+        "nothing trained": ~docs.learnable,
+    }
+    told = np.zeros(len(docs.sizes), dtype=bool)
+    for which in reasons.values():
+        which &= ~told
+        told |= which
+    return {reason: which for reason, which in reasons.items() if which.any()}
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:
@@ -144,16 +168,14 @@ def _pieces(found: Found, data: Data, part: "_Part") -> list[Part] | None:
 
 
 def _write(part: "_Part", waiting: list[list[Part]], data: Data, tokenizer: Tokenizer) -> None:
-    kept = []
-    for pieces in waiting:
-        doc = document(pieces, tokenizer, data.record.untrained_tokens)
-        reason = why_dropped(doc, data)
-        if reason:
-            part.dropped[reason] += 1
-        else:
-            kept.append(doc)
-    if kept:
-        part.add(kept)
+    if not waiting:
+        return
+    docs = encoded(waiting, tokenizer, data.record.untrained_tokens)
+    kept = np.ones(len(waiting), dtype=bool)
+    for reason, which in why_dropped(docs, data).items():
+        part.dropped[reason] += int(which.sum())
+        kept &= ~which
+    part.add(docs.those(kept))
 
 
 class _Part:
@@ -176,20 +198,16 @@ class _Part:
         self.files[kind].write(content)
         self.digests[kind].update(content)
 
-    def add(self, documents: list[Document]) -> None:
-        end = np.array([END_OF_DOCUMENT], self.dtype)
-        ids = np.concatenate([x for doc in documents for x in (*doc.parts, end)]).astype(self.dtype)
-        masks = [doc.mask() for doc in documents]
-        if "trained" not in self.files and any(mask is not None for mask in masks):
+    def add(self, docs: Documents) -> None:
+        if docs.mask is not None and "trained" not in self.files:
             self._open("trained")
             for at in range(0, self.written, TOGETHER):
                 self._put("trained", np.ones(min(TOGETHER, self.written - at), dtype=bool))
         if "trained" in self.files:
-            whole = [np.ones(doc.size, dtype=bool) if mask is None else mask for doc, mask in zip(documents, masks, strict=True)]
-            self._put("trained", np.concatenate(whole))
-        self._put("bin", ids)
-        self._put("sizes", np.array([doc.size for doc in documents], "<i4"))
-        self.written += len(ids)
+            self._put("trained", np.ones(len(docs.ids), dtype=bool) if docs.mask is None else docs.mask)
+        self._put("bin", docs.ids.astype(self.dtype, copy=False))
+        self._put("sizes", docs.sizes.astype("<i4"))
+        self.written += len(docs.ids)
 
     def commit(self, identity: str) -> dict:
         about = {"task": identity, "bytes": {}, "sha256": {}, "dropped": dict(self.dropped), "bad": self.bad}

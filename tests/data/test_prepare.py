@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rwkv.data import join, tokenise
+from rwkv.data import join, scan, tokenise
 from rwkv.data import prepare as preparation
 from rwkv.data.records import Part
 from rwkv.errors import DataError
@@ -133,7 +133,8 @@ def test_masks_are_of_tokens_and_the_end_is_as_the_last_part(tmp_path, units_are
 
 def test_parts_with_and_without_a_mask_are_joined(tmp_path, tiny_tasks, units_are, monkeypatch):
     monkeypatch.setattr(tokenise, "parts", lambda record, spec: MASKED[record])
-    monkeypatch.setattr(join, "COPIED", 3)
+    monkeypatch.setattr(scan, "STEP", 4)
+    monkeypatch.setattr(scan, "BLOCK", 12)
     units_are(Texts(0, (b"all", b"all")), Texts(1, ()), Texts(2, (b"pc",)), Texts(3, (b"all",)))
     corpus = prepare(tmp_path, "data.processes=1").train
     assert corpus.trained.tolist() == [True] * 8 + [False] * 3 + [True] * 7 + [True] * 4 and len(corpus.trained) == len(corpus.tokens)

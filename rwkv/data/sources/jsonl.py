@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import orjson
+
 from rwkv.data.pieces import kind_of
 from rwkv.data.sources.storage import Damaged, File
 from rwkv.data.sources.text import BOM, LONGEST, TOO_LONG, Line, LineRange, WholeFile, broken_off, ranges, unreadable
@@ -15,7 +17,20 @@ from rwkv.data.sources.unit import Found, Unit, Unreadable
 def parse(raw: bytes) -> tuple[Any, str | None]:
     """(record, None), or (None, what is wrong). Of a key that occurs twice the last value counts."""
     try:
-        value = json.loads(raw.decode())
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:  # or what it is stricter about: NaN, numbers out of range, half characters, depth
+        value, bad = _parse(raw)
+        if bad:
+            return None, bad
+    if isinstance(value, dict | list):
+        return value, None
+    return None, f"{kind_of(value)}, not a mapping of keys to values"
+
+
+def _parse(raw: bytes) -> tuple[Any, str | None]:
+    """By Python's library."""
+    try:
+        return json.loads(raw.decode()), None
     except UnicodeDecodeError as error:
         return (None, f"not UTF-8 (byte {error.start + 1} of it is {raw[error.start]:#04x})")
     except json.JSONDecodeError as error:
@@ -24,9 +39,6 @@ def parse(raw: bytes) -> tuple[Any, str | None]:
         return None, "JSON nested too deeply"
     except ValueError as error:  # a number of more digits than Python reads
         return None, f"not JSON that can be read: {str(error).split(';')[0]}"
-    if isinstance(value, dict | list):
-        return value, None
-    return None, f"{kind_of(value)}, not a mapping of keys to values"
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class JsonLines(LineRange):
             for place, line in self.lines():
                 if line is None:
                     yield Found(place, None, TOO_LONG)
-                elif line.strip():
+                elif line and not line.isspace():
                     none = False
                     yield Found(place, *parse(line))
         except (OSError, Damaged) as error:

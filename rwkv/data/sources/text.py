@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from rwkv.data.sources.storage import Damaged, File
 from rwkv.data.sources.unit import Found, Place
@@ -47,15 +47,14 @@ def not_text(content: bytes) -> str | None:
     """Why bytes are no document."""
     if b"\0" in content:
         return "not text (it holds zero bytes)"
-    return None if content.strip() else "empty"
+    return "empty" if not content or content.isspace() else None
 
 
 def unreadable(error: OSError | Damaged) -> str:
     return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """Place of a line: its number in the file, though only the lines from byte `start` on were counted."""
 
     file: File

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Place(Protocol):
@@ -11,8 +11,7 @@ class Place(Protocol):
     def __str__(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """One record, or why there is none.
 
     place: where it is; `where` is that in words: "books.jsonl, line 12".
