@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ def compile_cpp(source: Path) -> Path:
     compiler = _compiler()
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=TIMEOUT_S).stdout
-        parts = [source.read_bytes(), shlex.join(compiler).encode(), version, _cpu().encode(), " ".join(FLAGS + NATIVE).encode()]
+        parts = [*_texts(source), shlex.join(compiler).encode(), version, _cpu().encode(), " ".join(FLAGS + NATIVE).encode()]
         digest = hashlib.sha256(b"\0".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:20]
         folder = cache_folder()
         library = folder / f"{source.stem}-{digest}.so"
@@ -38,6 +39,12 @@ def compile_cpp(source: Path) -> Path:
     except (OSError, subprocess.TimeoutExpired) as e:
         raise KernelError(f"{source.name} was not built: {e}") from e
     return library
+
+
+def _texts(source: Path) -> list[bytes]:
+    """A file and those that it includes by `#include "..."`."""
+    text = source.read_bytes()
+    return [text, *(t for name in re.findall(rb'^#include "(.+)"', text, re.M) for t in _texts(source.parent / name.decode()))]
 
 
 def cache_folder() -> Path:

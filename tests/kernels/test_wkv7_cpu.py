@@ -73,13 +73,28 @@ def test_other_tensors_compile_nothing(tmp_path):
         import torch
         from rwkv.kernels.wkv7 import cpu
         print(cpu.why_not(torch.empty(1, 1, 1, 64, device="meta")))
-        print(cpu.why_not(torch.empty(1, 1, 1, 64, dtype=torch.bfloat16)))
+        print(cpu.why_not(torch.empty(1, 1, 1, 64, dtype=torch.float64)))
         print(cpu.why_not(torch.empty(1, 1, 1, 12)))
-        print(cpu._loaded)
+        print(cpu.library._loaded)
     """
     lines = python(code, XDG_CACHE_HOME=str(tmp_path / "cache")).splitlines()
-    assert lines == ["fp32 CPU tensors only"] * 2 + ["head sizes that are multiples of 8 only", "None"]
+    assert lines == ["fp32, bf16 and fp16 CPU tensors only"] * 2 + ["head sizes that are multiples of 8 only", "None"]
     assert not (tmp_path / "cache").exists()
+
+
+@built
+def test_a_changed_header_is_compiled_anew(tmp_path):
+    (tmp_path / "part.h").write_text("int answer() { return 1; }")
+    source = tmp_path / "whole.cpp"
+    source.write_text('#include "part.h"\nextern "C" int ask() { return answer(); }')
+    code = f"""
+        from pathlib import Path
+        from rwkv.kernels.compiled import Library
+        for i in (1, 2):
+            Path({str(tmp_path)!r}, "part.h").write_text("int answer() {{ return %d; }}" % i)
+            print(Library(Path({str(source)!r})).count("ask"))
+    """
+    assert python(code, XDG_CACHE_HOME=str(tmp_path / "cache")).split() == ["1", "2"]
 
 
 @built
@@ -101,7 +116,7 @@ def test_auto_takes_it_for_fp32():
 @built
 def test_mixed_dtypes_and_shapes_are_refused():
     x = [torch.randn(1, 4, 1, 8) for _ in range(6)]
-    with pytest.raises(KernelError, match="float64"):
+    with pytest.raises(KernelError, match="b must be torch.float32 .* got torch.float64"):
         wkv7(*x[:5], x[5].double(), backend="cpu")
     with pytest.raises(KernelError, match=r"\[1, 3, 1, 8\]"):
         wkv7(*x[:5], x[5][:, :3], backend="cpu")

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from rwkv.kernels import registry
 from rwkv.kernels.common import single_token, state_dtype
+from rwkv.kernels.wkv4 import cpu
 from rwkv.kernels.wkv4.chunked import wkv4_chunked
 from rwkv.kernels.wkv4.reference import wkv4_reference
 
@@ -35,4 +36,5 @@ def wkv4(
 
 
 registry.register("wkv4", "reference", wkv4_reference, auto=single_token)
+registry.register("wkv4", "cpu", cpu.wkv4_cpu, can=cpu.why_not)
 registry.register("wkv4", "chunked", wkv4_chunked)
