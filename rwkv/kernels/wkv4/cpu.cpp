@@ -165,7 +165,6 @@ template <class F, int NV> struct Channels {
                     F dk_t, dv_t;
                     tokens[i][m].backward(load<F>(x.v + o), load<F>(dy + o), dm[m], db[m], dk_t, dv_t, dlw_here[m], du_here[m]);
                     store(dk + o, dk_t), store(dv + o, dv_t);
-                    if (fresh(reset, begin + i)) dm[m] = db[m] = F{};
                 }
             for (int m = 0; m < NV; m++) sum_w[m] += dlw_here[m], sum_u[m] += du_here[m];
         }
