@@ -7,7 +7,7 @@ from rwkv.config.schema import Data, Record, TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.errors import ConfigError
 
-BUILT_STRATEGIES = ("auto", "ddp")
+BUILT_STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 def check(cfg: TrainConfig, reads_data: bool = True) -> None:

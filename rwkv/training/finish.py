@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import time
 
 from rwkv.checkpoint import store
 from rwkv.checkpoint.run import signature

@@ -20,10 +20,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 class Whole(Strategy):
     def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
         self.ranks = ranks
-        self.model = self._make_model(cfg, size)
+        with torch.device("meta"):
+            rwkv = RWKV(size, cfg.model.kernel).to(DTYPES[cfg.precision.weights])
+        groups = rwkv.optimizer_groups()
+        self.model = LossModel(self._place(rwkv).to_empty(device=ranks.device), cfg.optim.l2wrap)
         self.optimizer = Optimizer(
             self.model.rwkv,
-            self.model.rwkv.optimizer_groups(),
+            groups,
             betas=cfg.optim.betas,
             eps=cfg.optim.eps,
             weight_decay=cfg.optim.weight_decay,
@@ -32,10 +35,9 @@ class Whole(Strategy):
         self.shapes = {n: m.shape for n, m in self.optimizer.masters.items()}
         self.runner = self._make_runner(cfg)
 
-    def _make_model(self, cfg: TrainConfig, size: Size) -> LossModel:
-        with torch.device("meta"):
-            rwkv = RWKV(size, cfg.model.kernel).to(DTYPES[cfg.precision.weights])
-        return LossModel(rwkv.to_empty(device=self.ranks.device), cfg.optim.l2wrap)
+    def _place(self, rwkv: RWKV) -> RWKV:
+        """Of a model on the meta device, what this rank has."""
+        return rwkv
 
     def _make_runner(self, cfg: TrainConfig) -> Eager:
         return runner(self.model, cfg.bptt.graphs)
