@@ -7,34 +7,48 @@ is checked against the manifest before anything of it is used. No file format th
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rwkv.disk import digest, sync
 from rwkv.errors import CheckpointError
+from rwkv.memory import human
 
-MANIFEST = "manifest.json"
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
 _NAME = re.compile(r"step-(\d+)(?:\+(\d+))?$")
 
 Writer = Callable[[Path], None]
 
 
-def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: int) -> Path:
-    """Write one checkpoint, drop those of later points, which another past led to, and all but the newest `keep`.
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the `newest` so many, those of every `every`-th step, the `best` so many by validation loss."""
+
+    newest: int
+    every: int = 0
+    best: int = 0
+
+
+def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: Keep, size: int = 0) -> Path:
+    """Write one checkpoint, then drop those of later points, which another past led to, and those that `keep` does not keep.
 
     Args:
         root: the run's folder of checkpoints.
         step, work: optimizer steps done, and chunks of the next one.
         writers: file name -> function that writes that file at the path given.
+        size: bytes that will be written, as far as they are known: so many must be free before anything is.
 
     Raises:
         CheckpointError: it could not be written (disk full, folder not writable); older ones are as they were.
     """
     final = root / name_of(step, work)
+    check_room(root, final.name, size)
     temp = root / f".writing-{final.name}-{os.getpid()}"
     try:
         temp.mkdir(parents=True)
@@ -53,11 +67,49 @@ def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: int
     except Exception as error:  # safetensors raises its own types for a full disk
         clean(root)
         raise CheckpointError(f"checkpoint {final} could not be written: {error}; older checkpoints are as they were") from error
-    found = points(root)
-    mine = found.index(final)
-    for old in [*found[:mine], *found[mine + keep :], *root.glob(".old-*")]:
-        _remove(old)
+    retain(root, final, keep)
     return final
+
+
+def check_room(root: Path, name: str, size: int) -> None:
+    """Raises CheckpointError unless `size` bytes are free where checkpoint `name` is to be written."""
+    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free
+    if size > free:
+        raise CheckpointError(
+            f"checkpoint {root / name} was not written: it takes {human(size)}, and {human(free)} are free on that disk; make room there, "
+            "or keep fewer (checkpoint.keep, keep_every, best); older checkpoints are as they were"
+        )
+
+
+def retain(root: Path, newest: Path, keep: Keep) -> None:
+    """Remove the checkpoints of later points than `newest`, and of the others those that `keep` does not keep."""
+    found = points(root)
+    past = found[found.index(newest) :]
+    kept = {*past[: keep.newest], *best(past, keep.best)}
+    if keep.every:
+        kept |= {p for p in past if "+" not in p.name and step_of(p) % keep.every == 0}
+    for old in [*(p for p in found if p not in kept), *root.glob(".old-*")]:
+        _remove(old)
+
+
+def best(found: list[Path], count: int) -> list[Path]:
+    """The `count` checkpoints of the lowest validation losses, lowest first; those without one are none of them."""
+    scored = sorted((loss, i) for i, p in enumerate(found) if count and (loss := val_loss(p)) is not None)
+    return [found[i] for _, i in scored[:count]]
+
+
+def val_loss(checkpoint: Path) -> float | None:
+    """The validation loss of a checkpoint's weights; None if it was written without validation, or is no number."""
+    try:
+        loss = json.loads((checkpoint / PROGRESS).read_text())["val_loss"]
+        return loss if math.isfinite(loss) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps done at a checkpoint, by its name."""
+    return int(_NAME.match(checkpoint.name)[1])
 
 
 def name_of(step: int, work: int) -> str:

@@ -126,8 +126,16 @@ class Breaks:
 
     def between(self) -> bool:
         """Between two steps. Returns whether training ends here."""
-        every = self.session.cfg.checkpoint.every
-        return self._take(bool(every) and self.session.step % every == 0 or self._overdue(), None)
+        cfg, step = self.session.cfg.checkpoint, self.session.step
+        at_step = any(every and step % every == 0 for every in (cfg.every, cfg.keep_every))
+        return self._take(at_step or self._overdue() or self._among_best(), None)
+
+    def _among_best(self) -> bool:
+        session = self.session
+        if not (session.cfg.checkpoint.best and session.ranks.first and session.val_loss is not None):
+            return False
+        kept = store.best(store.points(session.folder.checkpoints), session.cfg.checkpoint.best)
+        return len(kept) < session.cfg.checkpoint.best or session.val_loss < store.val_loss(kept[-1])
 
     def _overdue(self) -> bool:
         minutes = self.session.cfg.checkpoint.minutes
@@ -164,7 +172,7 @@ def optimizer_step(session: Session, step: Step) -> dict[str, float | int]:
         )
     lr = session.learning_rate()
     strategy.step(lr)
-    session.step, session.tokens, session.carry = session.step + 1, session.tokens + step.tokens, step.carry
+    session.step, session.tokens, session.carry, session.val_loss = session.step + 1, session.tokens + step.tokens, step.carry, None
     record = {"step": session.step, "tokens": session.tokens, "train/loss": loss, "lr": lr, "grad_norm": norm, "fill": step.tokens / step.slots}
     return record | of_sources(session, step, losses)
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rwkv.bptt.engine import Settings
+from rwkv.bptt.states import size_bytes
 from rwkv.checkpoint import official, store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.derived import peak_lr, size_of
@@ -36,6 +37,7 @@ class Session:
     Attributes:
         step, tokens: optimizer steps done, and tokens read in them.
         carry: the state of this rank's rows, from step to step.
+        val_loss: of the weights as they are; None if they were not validated.
         differences: of `model.path` from the model, in words, where `model.partial` allows them.
         seconds: spent training, over all processes that had a part in it.
     """
@@ -57,6 +59,7 @@ class Session:
         self.settings = settings_of(cfg, folder.path if folder else None, ranks, self.strategy.together)
         self._fill()
         self.step, self.tokens, self.seconds, self.wandb_id = 0, 0, 0.0, ""
+        self.val_loss: float | None = None
         self.carry = self.zero_state(len(range(ranks.rank, cfg.layout.rows, ranks.world)))
         self.unfinished: tuple[dict, dict[str, Tensor]] | None = None
         self.since = time.monotonic()
@@ -108,7 +111,8 @@ class Session:
             return {}
         total, predicted = (sum(x) for x in zip(*found.values(), strict=True))
         each = {f"val/loss/{name}": loss / n for name, (loss, n) in found.items()} if len(self.read.sources) > 1 else {}
-        return {"val/loss": total / predicted, **each}
+        self.val_loss = total / predicted
+        return {"val/loss": self.val_loss, **each}
 
     @torch.no_grad()
     def _validate(self, corpus: Corpus, tokens: int) -> tuple[float, int]:
@@ -157,6 +161,7 @@ class Session:
             "position": position,
             "wandb_id": self.wandb_id,
             "parts": self._parts(),
+            "val_loss": None if step else self.val_loss,
         }
         optimizer = {f"{key}/{name}": x for name, es in entries.items() for key, x in es.items() if key != MASTER}
         tensors = {
@@ -166,8 +171,10 @@ class Session:
             **{f"unfinished-{rank}.safetensors": part for rank, part in enumerate(parts)},
         }
         writers = {name: _tensor_writer(content) for name, content in tensors.items()}
-        writers["progress.json"] = lambda path: path.write_text(json.dumps(progress, indent=1))
-        return store.save(self.folder.checkpoints, self.step, step.work if step else 0, writers, self.cfg.checkpoint.keep)
+        writers[store.PROGRESS] = lambda path: path.write_text(json.dumps(progress, indent=1))
+        size = sum(size_bytes(list(content.values())) for content in tensors.values())
+        keep = store.Keep(self.cfg.checkpoint.keep, self.cfg.checkpoint.keep_every, self.cfg.checkpoint.best)
+        return store.save(self.folder.checkpoints, self.step, step.work if step else 0, writers, keep, size)
 
     def _part(self, step: Step) -> dict[str, Tensor]:
         """This rank's share of an unfinished step as flat tensors."""
@@ -180,7 +187,7 @@ class Session:
 
     def load(self, checkpoint: Path) -> None:
         """Take up a verified checkpoint. Raises CheckpointError if it is of other data or another model."""
-        progress = json.loads((checkpoint / "progress.json").read_text())
+        progress = json.loads((checkpoint / store.PROGRESS).read_text())
         same_data = progress["fingerprint"] == self.fingerprint
         if not same_data and self.cfg.checkpoint.new_data == "refuse":
             raise CheckpointError(
