@@ -15,7 +15,9 @@ NOT_SIGNED = {
     "name", "out", "threads", "logger", "checkpoint", "sample", "expect", "strategy",
     "data.cache", "data.processes", "data.storage", "layout.at_once", "model.kernel", "bptt.states", "bptt.recompute", "bptt.graphs",
     "trainer.log_every", "trainer.val_every", "trainer.val_tokens", "trainer.self_check",
+    "trainer.on_nan", "trainer.max_bad",
 }  # fmt: skip
+UNSIGNED_AT = {"trainer.spike": 0.0}  # settings that came later, at the value which leaves everything as it was before them
 
 
 def signature(cfg: TrainConfig) -> str:
@@ -24,7 +26,8 @@ def signature(cfg: TrainConfig) -> str:
     def walk(node: Any, prefix: str) -> Any:
         if not isinstance(node, dict):
             return node
-        kept = {k: (v, f"{prefix}{k}") for k, v in node.items() if f"{prefix}{k}" not in NOT_SIGNED}
+        named = {k: (v, f"{prefix}{k}") for k, v in node.items()}
+        kept = {k: (v, name) for k, (v, name) in named.items() if name not in NOT_SIGNED and not (name in UNSIGNED_AT and v == UNSIGNED_AT[name])}
         return {k: walk(v, f"{name}.") for k, (v, name) in kept.items()}
 
     text = json.dumps(walk(dataclasses.asdict(cfg), ""), sort_keys=True)

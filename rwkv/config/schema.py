@@ -243,6 +243,9 @@ class Trainer:
     val_tokens: Count  # at most so many tokens a validation
     log_every: Count  # optimizer steps between lines of metrics.jsonl
     self_check: Bool  # before training, certify the gradient of a random document by a freshly made model of these settings
+    on_nan: Literal["stop", "skip", "rewind"]  # at a step that is not finite: end; leave it out; go back to the newest checkpoint's weights, and on behind it
+    max_bad: Count  # bad steps in a row that end training, whatever on_nan says
+    spike: NonNegative  # a step whose gradient norm is above so many medians of the last ones is as bad as one not finite; 0: none is
 
 
 @dataclass(config=_STRICT, frozen=True)

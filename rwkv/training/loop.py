@@ -5,9 +5,9 @@ The training step itself is `optimizer_step`; the gradient it takes is `rwkv.bpt
 
 import dataclasses
 import json
-import math
 import time
 import uuid
+from pathlib import Path
 
 import torch
 import yaml
@@ -19,6 +19,7 @@ from rwkv.errors import CheckpointError, TrainingError, UserError
 from rwkv.training import environment
 from rwkv.training.display import Display
 from rwkv.training.finish import finish
+from rwkv.training.guard import end
 from rwkv.training.intro import introduce
 from rwkv.training.metrics import MetricsLog, start_wandb
 from rwkv.training.ranks import Ranks
@@ -94,14 +95,14 @@ def fit(session: Session, stop: Stop, display: Display, log: MetricsLog | None) 
             display.progress(session.step, session.tokens, loss, rate_of(recent), inside(step))
             if breaks.inside(step):
                 return True
-        record = optimizer_step(session, step)
-        loss = record["train/loss"]
+        record = optimizer_step(session, step, display)
+        loss = record.get("train/loss", loss)
         recent = [*recent[-RATE_WINDOW:], (session.tokens, time.monotonic())]
         rate, last = rate_of(recent), session.tokens >= cfg.trainer.tokens
         if cfg.trainer.val_every and session.step % cfg.trainer.val_every == 0 and not last:
             record |= session.validate()
             recent = [(session.tokens, time.monotonic())]  # validation is not counted as training time
-        if log and (session.step % cfg.trainer.log_every == 0 or last or "val/loss" in record):
+        if log and (session.step % cfg.trainer.log_every == 0 or last or {"val/loss", "bad"} & record.keys()):
             log.write({**record, "tokens_per_sec": rate, "time": session.clock()})
         display.progress(session.step, session.tokens, loss, rate)
         if not last and breaks.between():
@@ -157,24 +158,43 @@ class Breaks:
         return ending
 
 
-def optimizer_step(session: Session, step: Step) -> dict[str, float | int]:
-    """Turn the gradients of a finished `step` into an update; returns its record of metrics."""
+def optimizer_step(session: Session, step: Step, display: Display) -> dict[str, float | int | str | dict]:
+    """Turn the gradients of a finished `step` into an update, unless they are bad; returns its record of metrics."""
     strategy = session.strategy
-    losses = session.ranks.sum(step.loss.clone()).tolist()
-    loss = sum(losses)
-    norm = strategy.clip(session.cfg.optim.clip)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        points = store.points(session.folder.checkpoints)
-        kept = f"; the newest checkpoint is {points[0].name}, perhaps one that leads here" if points else "; there is no checkpoint"
-        raise TrainingError(
-            f"step {session.step + 1}: loss {loss}, gradient norm {norm}: stopped before the weights changed{kept}. "
-            "A lower optim.lr, a longer schedule.warmup_steps or precision=fp32 may help"
-        )
+    unsound = torch.stack([~x.isfinite().all() for x in step.carry.tensors()]).sum().double().view(1)
+    *losses, unsound = session.ranks.sum(torch.cat([step.loss, unsound])).tolist()
+    loss, norm = sum(losses), strategy.clip(session.cfg.optim.clip)
+    wrong = session.guard.judge(loss, norm, unsound == 0)
+    if session.ranks.any(wrong is not None):
+        return pass_over(session, step, display, wrong or "bad on another rank")
     lr = session.learning_rate()
     strategy.step(lr)
-    session.step, session.tokens, session.carry, session.val_loss = session.step + 1, session.tokens + step.tokens, step.carry, None
+    session.guard.accept(norm)
+    session.advance(step)
     record = {"step": session.step, "tokens": session.tokens, "train/loss": loss, "lr": lr, "grad_norm": norm, "fill": step.tokens / step.slots}
     return record | of_sources(session, step, losses)
+
+
+def pass_over(session: Session, step: Step, display: Display, wrong: str) -> dict[str, float | int | str | dict]:
+    """Go on behind a bad step, the weights as they were or, rewound, as they are in the newest checkpoint. The step is counted.
+
+    Raises:
+        TrainingError: `trainer.on_nan` says so, there were too many in a row, or there is nothing to rewind to.
+    """
+    guard, action = session.guard, session.cfg.trainer.on_nan
+    record = {"step": session.step + 1, "tokens": session.tokens + step.tokens, "bad": wrong, "action": action, "position": step.position}
+    ends = guard.refuse()
+    point = newest(session, display) if action == "rewind" and not ends else None
+    if ends or (action == "rewind" and point is None):
+        session.ranks.first_alone(lambda: end(session.folder, guard, record))
+    session.strategy.drop()
+    session.advance(step)
+    if point:
+        session.ranks.together(lambda: session.restore(point))
+        record["to"] = point.name
+    where = f"the weights go back to {point.name}" if point else "it is left out"
+    display.say(f"step {session.step} is bad: {wrong}; {where}, training goes on behind it ({guard.row} in a row, {guard.trainer.max_bad} end it)")
+    return record
 
 
 def of_sources(session: Session, step: Step, losses: list[float]) -> dict[str, float]:
@@ -197,12 +217,17 @@ def rate_of(recent: list[tuple[int, float]]) -> float:
 def resume(session: Session, display: Display) -> None:
     """Take up the newest sound checkpoint of the run, if it has one."""
     session.ranks.first_alone(lambda: store.clean(session.folder.checkpoints))
-    checkpoint = session.ranks.together(lambda: store.newest_good(session.folder.checkpoints, display.say))
+    checkpoint = newest(session, display)
     if checkpoint is None:
         session.wandb_id = session.ranks.fabric.broadcast(uuid.uuid4().hex[:12])
         return
     session.ranks.together(lambda: session.load(checkpoint))
     display.say(f"resumed from {checkpoint.name}: {session.tokens:,} tokens, {duration(session.seconds)} of training so far")
+
+
+def newest(session: Session, display: Display) -> Path | None:
+    """The newest sound checkpoint of the run, if it has any."""
+    return session.ranks.together(lambda: store.newest_good(session.folder.checkpoints, display.say))
 
 
 def self_check(session: Session, display: Display) -> None:

@@ -22,6 +22,7 @@ from rwkv.model.rwkv import initial_weights
 from rwkv.model.state import State
 from rwkv.training import strategies
 from rwkv.training.fit import check_fit
+from rwkv.training.guard import Guard
 from rwkv.training.ranks import Ranks
 from rwkv.training.schedule import learning_rate
 from rwkv.training.step import Step
@@ -60,6 +61,7 @@ class Session:
         self._fill()
         self.step, self.tokens, self.seconds, self.wandb_id = 0, 0, 0.0, ""
         self.val_loss: float | None = None
+        self.guard = Guard(cfg.trainer)
         self.carry = self.zero_state(len(range(ranks.rank, cfg.layout.rows, ranks.world)))
         self.unfinished: tuple[dict, dict[str, Tensor]] | None = None
         self.since = time.monotonic()
@@ -94,6 +96,11 @@ class Session:
             self.strategy.put_gradients(grads)
             self.unfinished = None
         return step
+
+    def advance(self, step: Step) -> None:
+        """Behind a finished step: its tokens are read. The state of a row that is not finite starts anew."""
+        finite = torch.stack([x.isfinite().flatten(1).all(1) for x in step.carry.tensors()]).all(0)
+        self.step, self.tokens, self.carry, self.val_loss = self.step + 1, self.tokens + step.tokens, step.carry.clear(~finite), None
 
     def learning_rate(self) -> float:
         s = self.cfg.schedule
@@ -162,6 +169,7 @@ class Session:
             "wandb_id": self.wandb_id,
             "parts": self._parts(),
             "val_loss": None if step else self.val_loss,
+            "guard": self.guard.state_dict(),
         }
         optimizer = {f"{key}/{name}": x for name, es in entries.items() for key, x in es.items() if key != MASTER}
         tensors = {
@@ -194,14 +202,7 @@ class Session:
                 f"{checkpoint}: the data has changed since it was written (fingerprint {progress['fingerprint']}, now {self.fingerprint}); "
                 "put the data back, set checkpoint.new_data=accept to go on with the new from its start, or set seed=2 for a new run"
             )
-        entries = {name: {MASTER: w} for name, w in load_file(checkpoint / "model.safetensors").items()}
-        if {n: e[MASTER].shape for n, e in entries.items()} != self.strategy.shapes:
-            raise CheckpointError(f"{checkpoint}: its tensors are not those of the model that the settings describe")
-        for key, x in load_file(checkpoint / "optimizer.safetensors").items():
-            entry, name = key.split("/", 1)
-            entries[name][entry] = x
-        for name in self.strategy.shapes:
-            self.strategy.put(name, entries[name])
+        self.restore(checkpoint)
         carry = load_file(checkpoint / "carry.safetensors")
         torch.set_rng_state(carry["rng"])
         mine = slice(self.ranks.rank, None, self.ranks.world)
@@ -210,6 +211,8 @@ class Session:
             self.data.load_state_dict(progress["position"])
         self.step, self.tokens, self.seconds = progress["step"], progress["tokens"], progress["seconds"]
         self.wandb_id = progress["wandb_id"]
+        if "guard" in progress:  # a checkpoint of before there was one has none
+            self.guard.load_state_dict(progress["guard"])
         part = checkpoint / f"unfinished-{self.ranks.rank}.safetensors"
         # cut into other parts, the step is done again from its start
         if same_data and part.exists() and progress["parts"] == self._parts():
@@ -217,6 +220,17 @@ class Session:
             grads = {n.removeprefix("grads/"): x for n, x in flat.items() if n.startswith("grads/")}
             self.unfinished = _unflatten({n: x for n, x in flat.items() if not n.startswith("grads/")}), grads
         self.since = time.monotonic()
+
+    def restore(self, checkpoint: Path) -> None:
+        """Weights and moments of a verified checkpoint, no more. Raises CheckpointError if it is of another model."""
+        entries = {name: {MASTER: w} for name, w in load_file(checkpoint / "model.safetensors").items()}
+        if {n: e[MASTER].shape for n, e in entries.items()} != self.strategy.shapes:
+            raise CheckpointError(f"{checkpoint}: its tensors are not those of the model that the settings describe")
+        for key, x in load_file(checkpoint / "optimizer.safetensors").items():
+            entry, name = key.split("/", 1)
+            entries[name][entry] = x
+        for name in self.strategy.shapes:
+            self.strategy.put(name, entries[name])
 
 
 def settings_of(cfg: TrainConfig, folder: Path | None, ranks: Ranks | None = None, together: bool = False) -> Settings:
