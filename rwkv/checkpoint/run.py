@@ -53,12 +53,14 @@ class RunFolder:
     def finished(self) -> bool:
         return self.summary.is_file()
 
-    def acquire(self) -> None:
+    def acquire(self, patient: bool = False) -> None:
         """Make the folder, with nothing in it, and take its lock, which the process holds until it ends.
+
+        patient: wait while another process is training this run.
 
         Raises:
             ConfigError: the folder cannot be written.
-            CheckpointError: another process is training this run.
+            CheckpointError: another process is training this run, and this one is not patient.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -67,6 +69,8 @@ class RunFolder:
             raise ConfigError(f"out: the run folder {self.path} cannot be written: {error.strerror}; set out=FOLDER") from error
 
         def taken(holder: str) -> None:
+            if patient:
+                return print(f"{self.path} is being trained by {holder}; waiting until that ends", flush=True)
             raise CheckpointError(f"{self.path} is being trained by {holder}; change a setting (seed=2) for a run of its own") from None
 
         disk.lock(self._lock, taken)

@@ -1,16 +1,16 @@
 """`python -m rwkv.train -m ...`: a sweep from its settings to the last line about it."""
 
-from pathlib import Path
 from typing import Any
 
 from rwkv.errors import ConfigError
+from rwkv.sweep import queue, slurm
 from rwkv.sweep.expand import Point, Request, grid
 from rwkv.sweep.ledger import Job, Sweep
 from rwkv.sweep.local import LocalBackend
-from rwkv.sweep.pool import Pool, Source
+from rwkv.sweep.pool import Backend, Pool, Source
 from rwkv.sweep.screen import Screen, closing
 from rwkv.training.signals import Stop
-from rwkv.words import count
+from rwkv.words import count, duration
 
 
 def sweep(asked: Request, many: bool, wait: bool) -> int:
@@ -21,18 +21,21 @@ def sweep(asked: Request, many: bool, wait: bool) -> int:
     """
     if many and not asked.swept:
         raise ConfigError("-m: nothing to sweep; give a setting several values, as in optim.lr=1e-3,3e-3, or leave out -m")
-    if asked.launcher.kind == "slurm":
-        raise ConfigError("hydra/launcher=slurm: there is no Slurm on this machine")
-    if wait:
+    if asked.swept and not many:
+        raise ConfigError(f"{asked.swept[0].input_line}: several values; add -m to train with each of them")
+    on_cluster = asked.launcher.kind == "slurm"
+    if wait and not on_cluster:
         raise ConfigError("--wait follows jobs of a cluster: it goes with hydra/launcher=slurm")
     if asked.sweeper.kind == "optuna":
         raise ConfigError("hydra/sweeper=optuna is not built yet; today: grid")
     points = grid(asked)
+    if on_cluster:
+        slurm.check([point.cfg for point in points], asked.launcher)
     found = Sweep.of(asked)
     found.open()
     try:
         jobs = [found.add(point, values_of(asked, point)) for point in points]
-        return run_here(asked, found, jobs)
+        return submit(asked, found, jobs, wait) if on_cluster else run_here(asked, found, jobs)
     finally:
         found.close()
 
@@ -47,16 +50,51 @@ def run_here(asked: Request, found: Sweep, jobs: list[Job]) -> int:
     backend = LocalBackend(found, asked.launcher)
     backend.check(jobs)
     todo = [job for job in jobs if job.state != "done"]
-    screen = Screen(found, asked.launcher.every)
-    screen.say(f"sweep  {count(len(jobs), 'run')}, {len(jobs) - len(todo)} of them finished; {min(backend.parallel, max(len(todo), 1))} at once; {found.path}")
+    told = f"{count(len(jobs), 'run')}, {len(jobs) - len(todo)} of them finished; {min(backend.parallel, max(len(todo), 1))} at once"
+    return follow(found, jobs, Source(todo), backend, Screen(found, asked.launcher.every), told)
+
+
+def submit(asked: Request, found: Sweep, jobs: list[Job], wait: bool) -> int:
+    """All jobs that are neither finished nor in the queue already to the cluster; then back, or, if `wait`, until they have ended."""
+    known = queue.states()
+    queued = [job for job in jobs if job.state != "done" and queue.active(known, job.slurm)]
+    todo = [job for job in jobs if job.state != "done" and job not in queued]
+    ids = slurm.submit(found, todo, asked.launcher) if todo else []
+    found.save()
+    screen = Screen(found, 30.0)
+    finished = len(jobs) - len(todo) - len(queued)
+    told = f"{count(len(jobs), 'run')}, {finished} of them finished, {len(queued)} in the queue already"
+    if ids:
+        told += f"; submitted {len(todo)} as {', '.join(ids)}, {duration(60 * asked.launcher.minutes)} at most each turn"
+    if wait and (todo or queued):
+        return follow(found, jobs, Source([]), slurm.SlurmBackend(found, asked.launcher), screen, told, adopted=[*queued, *todo])
+    screen.say(f"sweep  {told}; {found.path}")
+    next_steps(found, [*todo, *queued], screen)
+    return 0
+
+
+def next_steps(found: Sweep, jobs: list[Job], screen: Screen) -> None:
+    """What to type now."""
+    out = "" if found.path.parts[0] == "outputs" else f" --out {found.path.parents[1]}"
+    screen.say(f"  python -m rwkv.jobs {found.path.name}{out}   how they are")
+    if jobs:
+        screen.say(f"  python -m rwkv.jobs --follow {jobs[0].slurm}{out}   what the first of them writes")
+        screen.say(f"  python -m rwkv.jobs {found.path.name} --cancel all{out}")
+    screen.say(f"  python -m rwkv.report {found.path.name}{out}   curves and results on one page")
+
+
+def follow(found: Sweep, jobs: list[Job], source: Source, backend: Backend, screen: Screen, told: str, adopted: list[Job] = ()) -> int:
+    """Watch jobs until all have ended; then say what came of them."""
+    screen.say(f"sweep  {told}; {found.path}")
     with Stop(told="") as stop:
-        pool = Pool(found, Source(todo), backend, screen, stop)
+        pool = Pool(found, source, backend, screen, stop)
+        for job in adopted:
+            pool.adopt(job)
         with screen:
             pool.run(lambda: jobs)
-    closing(found, jobs, pool.progress, screen, {job.number: found.log(job) for job in jobs})
+    if stop.requested and backend.detaches:
+        screen.say("the jobs go on without this command")
+        next_steps(found, [job for job in jobs if job.state in ("pending", "running")], screen)
+        return stop.exit_code
+    closing(found, jobs, pool.progress, screen)
     return stop.exit_code if stop.requested else int(any(job.state not in ("done", "pruned") for job in jobs))
-
-
-def folder_of(name: str, out: Path) -> Path:
-    """A sweep's folder by its path, or by its name in the folder of the runs."""
-    return Path(name) if Path(name).is_dir() else out / "sweeps" / name

@@ -94,6 +94,8 @@ def grid(asked: Request) -> list[Point]:
         try:
             points.append(asked.point(combination))
         except ConfigError as error:
+            if total == 1:
+                raise
             label = " ".join(f"{k}={v}" for k, v in zip(asked.keys, combination, strict=True))
             wrong.setdefault(str(error), []).append(f"combination {number} of {total} ({label})")
     if wrong:

@@ -33,7 +33,8 @@ class Job:
     label: str
     run: str  # its folder
     budget: int  # tokens
-    devices: int = 1
+    nodes: int = 1
+    devices: int = 1  # of a node; 0: all
     cpu: bool = False
     state: str = "waiting"
     attempts: int = 0
@@ -134,7 +135,8 @@ class Sweep:
         job.overrides, job.label, job.values, job.budget = list(point.overrides), point.label, values, point.cfg.trainer.tokens
         if point.cfg.logger.kind == "wandb" and point.cfg.logger.group is None:
             job.overrides.append(f"logger.group='{self.path.name}'")
-        job.devices, job.cpu = (strategy.devices if strategy.devices != "auto" else 0), strategy.accelerator == "cpu"
+        job.nodes, job.devices = strategy.nodes, strategy.devices if strategy.devices != "auto" else 0
+        job.cpu = strategy.accelerator == "cpu"
         job.settle()
         return job
 
@@ -146,8 +148,13 @@ class Sweep:
         temp.replace(self.file)
 
     def log(self, job: Job) -> Path:
-        """What a job of this machine writes on its screen, all attempts one after the other."""
-        return self.logs / f"{job.number:03d}.log"
+        """What a job (its first rank) writes on its screen, all attempts one after the other; of a cluster's, those of one submission."""
+        return self.slurm / f"{job.slurm}_0_log.out" if job.slurm else self.logs / f"{job.number:03d}.log"
+
+    @property
+    def slurm(self) -> Path:
+        """The folder that submitit writes into."""
+        return self.path.resolve() / "slurm"
 
 
 def sweeps(out: Path) -> list[Sweep]:

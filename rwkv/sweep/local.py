@@ -17,7 +17,7 @@ from rwkv.training.signals import PARENT
 class LocalBackend:
     """Each GPU is used by one job; jobs that compute on the CPU share its cores."""
 
-    poll_every = 0.0
+    detaches = False
 
     def __init__(self, sweep: Sweep, options: Local, gpus: list[str] | None = None):
         """gpus: ids of the devices to use; None: those that PyTorch finds."""

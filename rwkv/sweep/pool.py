@@ -23,7 +23,7 @@ class Backend(Protocol):
     """Where jobs run."""
 
     parallel: int  # jobs at once
-    poll_every: float  # seconds between questions about the jobs
+    detaches: bool  # jobs go on without this process
 
     def room(self, job: Job) -> bool: ...
     def start(self, job: Job) -> None: ...
@@ -76,6 +76,8 @@ class Pool:
             while True:
                 if self.stop.requested and not asked:
                     asked = True
+                    if self.backend.detaches:
+                        break
                     self.screen.say(f"{self.stop.received.name}: {len(self.running)} running jobs save and stop (again to stop without)")
                     for job in self.running:
                         self.backend.stop(job)
@@ -129,6 +131,11 @@ class Pool:
         self.started[job.number] = time.monotonic()
         self.sweep.save()
         self.screen.event(job, "started" if job.attempts == 1 else f"goes on (attempt {job.attempts})")
+
+    def adopt(self, job: Job) -> None:
+        """Watch a job that has been started by another call."""
+        self.running.append(job)
+        self.started[job.number] = time.monotonic()
 
     def watch(self) -> None:
         """See to the running jobs: which have ended, and which are not worth their time."""

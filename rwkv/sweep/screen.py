@@ -116,7 +116,7 @@ def figure(loss: float | None) -> str:
     return "" if loss is None else f"{loss:.3f}"
 
 
-def closing(sweep: Sweep, jobs: list[Job], progress: dict[int, Progress], screen: Screen, logs: dict[int, Path]) -> None:
+def closing(sweep: Sweep, jobs: list[Job], progress: dict[int, Progress], screen: Screen) -> None:
     """The end of a sweep: the best runs, then every failure with the last lines of its log."""
     ranked = sorted((j for j in jobs if j.state == "done"), key=lambda j: best(progress, j))
     if ranked:
@@ -125,8 +125,8 @@ def closing(sweep: Sweep, jobs: list[Job], progress: dict[int, Progress], screen
         p = progress.get(job.number, Progress())
         screen.say(f"  #{job.number} {job.label}: validation {figure(p.val) or '-'}, training {figure(p.loss) or '-'}   {job.run}")
     for job in (j for j in jobs if j.state == "failed"):
-        screen.say(f"\n#{job.number} {job.label} failed{f' (exit code {job.code})' if job.code is not None else ''}; the end of {logs[job.number]}:")
-        for line in last_lines(logs[job.number]):
+        screen.say(f"\n#{job.number} {job.label} failed{f' (exit code {job.code})' if job.code is not None else ''}; the end of {sweep.log(job)}:")
+        for line in last_lines(sweep.log(job)):
             screen.say(f"  | {line}")
     if stopped := [j for j in jobs if j.state in ("stopped", "waiting", "elsewhere")]:
         screen.say(f"\n{count(len(stopped), 'run')} not finished: the same command goes on with them")

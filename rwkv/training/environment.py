@@ -2,12 +2,13 @@
 
 import os
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from rwkv.source import commit
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "pydantic", "numpy", "safetensors", "triton", "deepspeed", "wandb")
 
@@ -37,17 +38,5 @@ def describe() -> dict:
         "system": platform.platform(),
         "packages": versions,
         "command": sys.argv,
-        "commit": _git("rev-parse", "HEAD"),
-        "changed": _git("status", "--porcelain", "--untracked-files=no"),
+        **commit(),
     }
-
-
-def _git(*args: str) -> str | None:
-    """git's answer for a checkout of this project; None for an installed wheel or without git."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return None

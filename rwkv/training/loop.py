@@ -25,7 +25,7 @@ from rwkv.training.metrics import MetricsLog, start_wandb
 from rwkv.training.ranks import Ranks
 from rwkv.training.selfcheck import certificates
 from rwkv.training.session import Session
-from rwkv.training.signals import Stop
+from rwkv.training.signals import Stop, in_batch_job
 from rwkv.training.step import Step
 from rwkv.words import duration
 
@@ -43,7 +43,7 @@ def train(cfg: TrainConfig, overrides: list[str]) -> int:
         torch.set_num_threads(cfg.threads)
     folder = RunFolder.of(cfg)
     ranks = Ranks(cfg.strategy)
-    ranks.first_alone(folder.acquire)
+    ranks.first_alone(lambda: folder.acquire(patient=in_batch_job()))  # of a node thought dead, the process may live on
     if folder.finished:
         if ranks.first:
             print(finished_message(folder))
@@ -73,12 +73,12 @@ def run(session: Session, overrides: list[str], stop: Stop, display: Display, st
         stopped = fit(session, stop, display, log)
         if stopped:
             display.say(f"stopped at step {session.step}; the same command goes on from there")
-            return stop.exit_code
-        finish(session, display, log)
+        else:
+            finish(session, display, log)
     finally:
         if log:
             log.close()
-    return 0
+    return max(ranks.gather(stop.exit_code)) if stopped else 0  # no rank ends before all is written: a cluster would kill the others
 
 
 def fit(session: Session, stop: Stop, display: Display, log: MetricsLog | None) -> bool:

@@ -3,6 +3,7 @@
 Lightning's Fabric starts the processes, knows the cluster they are on, and picks the backend.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ class Ranks:
             devices = torch.cuda.device_count() if accelerator == "cuda" else 1
         if accelerator == "cuda" and devices > torch.cuda.device_count():
             raise ConfigError(f"strategy.devices={devices}: this machine has {torch.cuda.device_count()} CUDA devices")
+        warnings.filterwarnings("ignore", message="The `srun` command is available")  # a login node trains, too, if told to
         several = devices * strategy.nodes > 1
         self.fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=strategy.nodes, strategy="ddp" if several else "auto")
         self.fabric.launch()

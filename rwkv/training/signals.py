@@ -40,7 +40,13 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        return 128 + self.received
+        """As a shell has it of a process that a signal has ended; 0 without one."""
+        return 128 + self.received if self.received else 0
+
+
+def in_batch_job() -> bool:
+    """Whether a cluster's batch script, submitted by a sweep, has started this process."""
+    return "SUBMITIT_EXECUTOR" in os.environ
 
 
 def watch_parent() -> bool:

@@ -87,7 +87,7 @@ def test_every_setting_is_read_somewhere():
             for kind in kinds:
                 walk(kind)
 
-    for kind in (TrainConfig, LAUNCHERS["local"], SWEEPERS["grid"]):
+    for kind in (TrainConfig, *LAUNCHERS.values(), SWEEPERS["grid"]):
         walk(kind)
 
 
