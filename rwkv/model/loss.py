@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkv.kernels import pool
+from rwkv.kernels.common import state_dtype
+from rwkv.kernels.fused import cross_entropy_
 from rwkv.model.state import State
 
 if TYPE_CHECKING:
@@ -74,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, targets, weight, l2wrap):
-        acc = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        acc = state_dtype(hidden)
         want_h, want_w = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if want_h else None
         d_head = torch.zeros_like(head, dtype=acc) if want_w else None
@@ -82,24 +85,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros(weight.shape[:-1], dtype=acc, device=hidden.device)
         whole = weight if weight.dim() == 1 else weight.sum(0)
         rows = max(1, LOGITS_AT_ONCE // len(head))
+        pooled = hidden.device.type == "cpu" and hidden.dtype == torch.float32
         for start in range(0, len(hidden), rows):
             cut = slice(start, start + rows)
-            h, target, scale = hidden[cut], targets[cut].unsqueeze(1), whole[cut].unsqueeze(1)
-            logits = (h @ head.mT).to(acc)
-            log_z = torch.logsumexp(logits, 1, keepdim=True)
-            total += weight[..., cut] @ (log_z - logits.gather(1, target)).squeeze(1)
-            if not (want_h or want_w):
-                continue
-            top, where = logits.max(1, keepdim=True) if l2wrap else (None, None)
-            grad = logits.sub_(log_z).exp_().mul_(scale)
-            grad.scatter_add_(1, target, -scale)
-            if l2wrap:
-                grad.scatter_add_(1, where, l2wrap * scale * top)
-            grad = grad.to(hidden.dtype)
+            h = hidden[cut]
+            logits = torch.mm(h, head.mT, out=pool.empty(len(h), len(head)) if pooled else None)
+            total += weight[..., cut] @ cross_entropy_(logits, targets[cut], whole[cut], l2wrap, want_h or want_w)  # logits are now their gradient
             if want_h:
-                torch.mm(grad, head, out=d_hidden[cut])
+                torch.mm(logits, head, out=d_hidden[cut])
             if want_w:
-                d_head += grad.mT @ h
+                if d_head.dtype == logits.dtype:
+                    d_head.addmm_(logits.mT, h)
+                else:
+                    d_head += logits.mT @ h
         ctx.save_for_backward(d_hidden, None if d_head is None else d_head.to(head.dtype))
         return total
 

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from rwkv.kernels.fused import relu_squared
 from rwkv.kernels.wkv4 import wkv4
 from rwkv.model.parts import linear, orthogonal, ramps, raw, token_shift, zigzag
 from rwkv.model.size import Size
@@ -82,7 +83,7 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor, shift_BC: Tensor, reset: Tensor | None) -> Tensor:
         prev = token_shift(x, shift_BC, reset)
-        k = torch.relu(self.key(torch.lerp(prev, x, self.time_mix_k))).square()
+        k = relu_squared(self.key(torch.lerp(prev, x, self.time_mix_k)))
         return torch.sigmoid(self.receptance(torch.lerp(prev, x, self.time_mix_r))) * self.value(k)
 
     @torch.no_grad()

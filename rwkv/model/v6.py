@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkv.kernels.fused import relu_squared
 from rwkv.kernels.wkv6 import wkv6
 from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, token_shift, zigzag
 from rwkv.model.size import Size
@@ -113,7 +114,7 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor, shift_BC: Tensor, reset: Tensor | None) -> Tensor:
         d = token_shift(x, shift_BC, reset) - x
-        k = torch.relu(self.key(torch.addcmul(x, d, self.time_maa_k))).square()
+        k = relu_squared(self.key(torch.addcmul(x, d, self.time_maa_k)))
         return torch.sigmoid(self.receptance(torch.addcmul(x, d, self.time_maa_r))) * self.value(k)
 
     @torch.no_grad()

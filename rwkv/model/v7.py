@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkv.kernels.fused import relu_squared
 from rwkv.kernels.wkv7 import wkv7
 from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, token_shift
 from rwkv.model.size import LoraRank, Size
@@ -121,7 +122,7 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor, shift_BC: Tensor, reset: Tensor | None) -> Tensor:
         k = self.key(torch.addcmul(x, token_shift(x, shift_BC, reset) - x, self.x_k))
-        return self.value(torch.relu(k).square())
+        return self.value(relu_squared(k))
 
     @torch.no_grad()
     def init_weights(self) -> None:
