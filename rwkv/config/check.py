@@ -7,7 +7,7 @@ from rwkv.config.schema import Data, Record, TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.errors import ConfigError
 
-BUILT_STRATEGIES = ("auto", "ddp", "fsdp")
+BUILT_STRATEGIES = ("auto", "ddp", "fsdp", "ds1", "ds2", "ds2_offload", "ds3", "ds3_offload")
 
 
 def check(cfg: TrainConfig, reads_data: bool = True) -> None:
@@ -30,6 +30,13 @@ def _rules(cfg: TrainConfig):
         cfg.strategy.kind not in BUILT_STRATEGIES,
         f"strategy={cfg.strategy.kind} is not built yet; today: {', '.join(BUILT_STRATEGIES)} (it composes: --cfg job)",
     )
+    deepspeed = cfg.strategy.kind.startswith("ds")
+    yield deepspeed and cfg.precision.weights == "fp64", f"strategy={cfg.strategy.kind}: DeepSpeed has no fp64; set strategy=fsdp, or precision=fp32"
+    yield (
+        cfg.strategy.kind == "ds1" and cfg.precision.weights == "bf16",
+        "strategy=ds1 with precision=bf16 is not built yet: set strategy=ds2, which needs no more, or precision=fp32",
+    )
+    yield deepspeed and cfg.bptt.recompute, f"strategy={cfg.strategy.kind} with bptt.recompute=true is not built yet: set strategy=fsdp, or a smaller ctx_len"
     yield cfg.layout.rows % world != 0, f"layout.rows={cfg.layout.rows} cannot be dealt equally to {world} processes; use a multiple of {world}"
     yield (
         cfg.bptt.mode == "off" and cfg.layout.kind != "document" and cfg.layout.chunks != 1,

@@ -20,15 +20,8 @@ class Optimizer:
         for name, param in self.params.items():
             if self.masters[name] is not param:
                 param.register_post_accumulate_grad_hook(_adder(self.masters[name]))
-        by_group: dict[tuple[float, bool], list[str]] = {}
-        for name in self.params:
-            scale, decays = groups[name]
-            by_group.setdefault((scale if layerwise_lr else 1.0, decays), []).append(name)
         self.adam = torch.optim.AdamW(
-            [
-                {"params": [self.masters[n] for n in names], "scale": scale, "weight_decay": weight_decay if decays else 0.0}
-                for (scale, decays), names in by_group.items()
-            ],
+            adam_groups(self.masters, groups, weight_decay, layerwise_lr),
             lr=0.0,
             betas=tuple(betas),
             eps=eps,
@@ -88,6 +81,17 @@ class Optimizer:
         self.adam.state.pop(master, None)
         if moments:
             self.adam.state[master] = moments
+
+
+def adam_groups(params: dict[str, Tensor], groups: dict[str, tuple[float, bool]], weight_decay: float, layerwise_lr: bool) -> list[dict]:
+    """AdamW's groups of parameters, each with its learning-rate factor as `scale`."""
+    by_group: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, param in params.items():
+        scale, decays = groups[name]
+        by_group.setdefault((scale if layerwise_lr else 1.0, decays), []).append(param)
+    return [
+        {"params": members, "scale": scale, "weight_decay": weight_decay if decays else 0.0} for (scale, decays), members in by_group.items()
+    ]
 
 
 def _adder(master: Tensor):

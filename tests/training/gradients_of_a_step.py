@@ -24,7 +24,7 @@ def main(out: Path, overrides: list[str]) -> None:
     while not step.done:
         step.advance()
     loss = session.ranks.sum(step.loss.clone())
-    norm = session.strategy.clip(0.0)
+    norm = session.strategy.clip(cfg.optim.clip)
     session.strategy.step(1e-3)
     # after the first step Adam's exp_avg is (1 - beta1) times the gradient
     moments = {n: session.strategy.whole(n, True).get("exp_avg") for n in session.strategy.shapes}

@@ -41,6 +41,9 @@ CASES = [
     ("ddp", "layout=stream"),
     ("fsdp", "layout=document"),
     ("fsdp", "layout=document", "bptt.recompute=true", "arch=v6"),
+    ("ds1", "layout=document"),
+    ("ds2_offload", "layout=document"),
+    ("ds3", "layout=document"),
 ]
 
 
@@ -51,12 +54,13 @@ def test_gradients_equal_one_process(strategy, case, tmp_path):
     args = tiny("layout.rows=4", "layout.accumulate=2", "ctx_len=16", "data=text", f"data.path={text}", *case)
     one = gradients(tmp_path, "one", *args)
     two = gradients(tmp_path, "two", *args, f"strategy={strategy}", "strategy.devices=2")
-    assert one.keys() == two.keys() and len(one) > 10
+    assert one.keys() <= two.keys() and len(one) > 10
+    assert all(not two[name].any() for name in two.keys() - one.keys())  # weights that take no part
     for name, want in one.items():
         assert (two[name] - want).norm() <= 1e-6 * want.norm(), name
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "ds2"])
 def test_training_on_two_and_going_on_with_one(strategy, tmp_path):
     """Stopped inside a step of many chunks, of which one rank has more; then one process goes on: the same losses all along."""
     text = ragged_text(tmp_path / "text")

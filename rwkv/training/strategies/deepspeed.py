@@ -1,0 +1,198 @@
+"""strategy=ds1, ds2, ds3, with and without offload: DeepSpeed's ZeRO. Adam lies in shares on the ranks, with 2 gradients too, with 3 weights too.
+
+Its engine takes part in every forward and backward, and sums gradients as its stage does. It must be told which backward is
+a step's last: without that stages 1 and 2 sum wrongly, in silence.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rwkv.bptt.chunks import Eager
+from rwkv.config.schema import TrainConfig
+from rwkv.data.batch import Chunk
+from rwkv.errors import ConfigError
+from rwkv.model.loss import LossModel
+from rwkv.model.rwkv import GENERATIONS, RWKV
+from rwkv.model.size import Size
+from rwkv.model.state import State
+from rwkv.training.optimizer import adam_groups
+from rwkv.training.ranks import Ranks
+from rwkv.training.strategies.base import MASTER, Strategy
+from rwkv.training.strategies.whole import DTYPES
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeed(Strategy):
+    together = True
+    stops_inside = False  # its sums of gradients are its own
+
+    def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
+        deepspeed = _import(ranks)
+        self.ranks, self.stage = ranks, int(cfg.strategy.kind[2])
+        settings = ds_config(cfg)
+        with torch.device("meta"):
+            blank = RWKV(size)
+        self.shapes = {n: p.shape for n, p in blank.named_parameters()}
+        if self.stage == 3:
+            with deepspeed.zero.Init(config_dict_or_path=settings):
+                rwkv = RWKV(size, cfg.model.kernel)
+            generation = GENERATIONS[size.version]  # their parts are used by their formulas, so all of them are gathered at once
+            deepspeed.utils.set_z3_leaf_modules(rwkv, [generation.TimeMix, generation.ChannelMix])
+        else:
+            with torch.device("meta"):
+                rwkv = RWKV(size, cfg.model.kernel).to(DTYPES[cfg.precision.weights])
+            rwkv = rwkv.to_empty(device=ranks.device)
+        self.model = LossModel(rwkv, cfg.optim.l2wrap)
+        self.params = dict(rwkv.named_parameters())
+        groups = adam_groups(self.params, blank.optimizer_groups(), cfg.optim.weight_decay, cfg.optim.layerwise_lr)
+        adam = torch.optim.AdamW(groups, lr=0.0, betas=tuple(cfg.optim.betas), eps=cfg.optim.eps, fused=True)
+        self.engine, self.adam, *_ = deepspeed.initialize(model=_Outer(self.model), optimizer=adam, config=settings)
+        self.runner = _Runner(self.engine, self.model, ranks.world)
+        self._make_moments()
+
+    def _make_moments(self) -> None:
+        """Adam's state as before the first step, so that it can be set."""
+        for flat in self.adam.fp32_partitioned_groups_flat if self.stage == 3 else self.adam.single_partition_of_fp32_groups:
+            step = torch.zeros((), dtype=torch.float32, device=flat.device)
+            self.adam.state[flat] = {"step": step, **{n: torch.zeros_like(flat) for n in MOMENTS}}
+        if self.stage < 3:
+            self.adam._lazy_init_hp_params_optimizer_state()
+
+    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        for name, weight in weights:
+            self.put(name, {MASTER: weight})
+
+    def last_pass(self, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+
+    def clip(self, max_norm: float) -> float:
+        """The scaling itself is done by `step`, with the same max_norm, of the settings."""
+        if self.stage == 3:
+            from deepspeed.utils import safe_get_local_grad
+
+            square = sum(safe_get_local_grad(p).double().square().sum() for p in self.params.values())
+            return self.ranks.sum(square.to(self.ranks.device)).sqrt().item()
+        norm = float(self.adam.scaled_global_norm())
+        return norm if norm >= 0 else math.nan
+
+    def step(self, lr: float) -> None:
+        for group in self.adam.param_groups:
+            group["lr"] = lr * group["scale"]
+        self.engine.step()
+
+    def drop(self) -> None:
+        """Of gradients that are not finite, which it will not apply."""
+        self.engine.step()
+        assert not self.engine.was_step_applied()
+
+    def whole(self, name: str, wanted: bool) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        param = self.params[name]
+        entries = {MASTER: safe_get_full_fp32_param(param), **{n: safe_get_full_optimizer_state(param, n) for n in MOMENTS}}
+        entries["step"] = self._steps()
+        return {n: x.detach().cpu().view(self.shapes[name] if x.dim() else ()) for n, x in entries.items() if wanted}
+
+    def _steps(self) -> Tensor:
+        return next(s["step"] for s in self.adam.state.values())
+
+    def put(self, name: str, entries: dict[str, Tensor]) -> None:
+        param = self.params[name]
+        entries = {n: x.to(self.ranks.device, torch.float32) for n, x in entries.items()}
+        zero = torch.zeros_like(entries[MASTER])
+        values = {None: entries[MASTER], **{n: entries.get(n, zero) for n in MOMENTS}}
+        self._put_sharded(param, values) if self.stage == 3 else self._put_flat(param, values)
+        for state in self.adam.state.values():  # all weights have taken as many steps
+            state["step"].fill_(entries.get("step", 0))
+
+    def _put_flat(self, param: nn.Parameter, values: dict[str | None, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        param.data.copy_(values[None])
+        for key, x in values.items():
+            safe_set_full_optimizer_state(param, x, key) if key else safe_set_full_fp32_param(param, x)
+
+    def _put_sharded(self, param: nn.Parameter, values: dict[str | None, Tensor]) -> None:
+        """Each rank has an equal share of a weight's elements, the last filled up."""
+        import deepspeed
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        with deepspeed.zero.GatheredParameters([param], modifier_rank=0):
+            param.data.copy_(values[None])
+        each = -(-param.ds_numel // self.ranks.world)
+        for key, x in values.items():
+            padded = nn.functional.pad(x.flatten(), (0, each * self.ranks.world - x.numel()))
+            mine = padded[self.ranks.rank * each :][:each]
+            safe_set_local_optimizer_state(param, mine, key) if key else safe_set_local_fp32_param(param, mine)
+
+
+class _Outer(nn.Module):
+    """The loss model as the engine calls it: it watches the tensors that come out."""
+
+    def __init__(self, model: LossModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        loss, end = self.model(chunk.tokens, state, chunk.reset, chunk.targets, chunk.weight)
+        return loss, *end.tensors()
+
+
+class _Runner(Eager):
+    """Chunks by way of the engine, which takes the mean over the ranks: what goes in is made so much larger."""
+
+    def __init__(self, engine, model: LossModel, world: int):
+        super().__init__(model)
+        self.engine, self.world = engine, world
+
+    def forward_with_graph(self, chunk: Chunk, state: State) -> tuple[Tensor, State]:
+        loss, *end = self.engine(chunk, state)
+        return loss, State(*end)
+
+    def backward_from(self, scalar: Tensor) -> None:
+        self.engine.backward(scalar * self.world, scale_wrt_gas=False)
+
+    def backward(self, chunk: Chunk, state: State, d_end: list[Tensor] | None, wanted: bool) -> tuple[Tensor, State, list[Tensor] | None]:
+        loss, end, d_start = super().backward(chunk, state, d_end, wanted)
+        return loss, end, d_start and [x / self.world for x in d_start]
+
+
+def ds_config(cfg: TrainConfig) -> dict:
+    """DeepSpeed's own settings; those of `strategy.deepspeed` win."""
+    stage, where = int(cfg.strategy.kind[2]), cfg.strategy.kind[4:]
+    zero: dict = {"stage": stage}
+    if where:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cfg.strategy.accelerator != "cpu" and torch.cuda.is_available()}
+    if where and stage == 3:
+        zero["offload_param"] = dict(zero["offload_optimizer"])
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": cfg.optim.clip,
+        "bf16": {"enabled": cfg.precision.weights == "bf16", "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**62,
+    }
+
+
+def _import(ranks: Ranks):
+    """DeepSpeed, told where it is. Raises ConfigError if it is not installed."""
+    here = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world, "LOCAL_RANK": ranks.fabric.local_rank}
+    os.environ |= {name: str(value) for name, value in here.items()}
+    os.environ["DS_ACCELERATOR"] = "cpu" if ranks.device.type == "cpu" else "cuda"
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError("strategy=ds*: the package is not installed; pip install deepspeed, or set strategy=fsdp") from error
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a helper that would be compiled for 97 s of CPU time
+    return deepspeed
