@@ -7,6 +7,7 @@ a step's last: without that stages 1 and 2 sum wrongly, in silence.
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -100,7 +101,7 @@ class DeepSpeed(Strategy):
         return {n: x.detach().cpu().view(self.shapes[name] if x.dim() else ()) for n, x in entries.items() if wanted}
 
     def _steps(self) -> Tensor:
-        return next(s["step"] for s in self.adam.state.values())
+        return next(s["step"] for s in self.adam.state.values()).clone()
 
     def put(self, name: str, entries: dict[str, Tensor]) -> None:
         param = self.params[name]
@@ -193,6 +194,7 @@ def _import(ranks: Ranks):
         import deepspeed
     except ImportError as error:
         raise ConfigError("strategy=ds*: the package is not installed; pip install deepspeed, or set strategy=fsdp") from error
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated", category=FutureWarning)
     deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a helper that would be compiled for 97 s of CPU time
     return deepspeed
