@@ -101,8 +101,11 @@ def split(corpus: Corpus, share: float) -> tuple[Corpus, Corpus | None]:
         held = held[held < n]
         if 0 < len(held) < n:
             starts, sizes = corpus.starts[held], corpus.sizes[held]
-            full = sizes > 1
-            return _with(corpus, held=held), _with(corpus, starts=starts[full], sizes=sizes[full]) if full.any() else None
+            train, full = _with(corpus, held=held), sizes > 1
+            vars(train)["count"] = corpus.count - int(sizes.sum())  # cached properties: nothing is read of what is not held out
+            if sizes.max() < corpus.longest:
+                vars(train)["longest"] = corpus.longest
+            return train, _with(corpus, starts=starts[full], sizes=sizes[full]) if full.any() else None
     keep = np.maximum(1, np.floor(corpus.sizes * (1 - share))).astype(np.int64)
     rest = corpus.sizes - keep
     full = rest > 1

@@ -57,6 +57,16 @@ def test_a_view_of_many_documents_costs_little():
     assert len(train.held) == 1000
 
 
+@pytest.mark.parametrize("longest", [3, 5])
+def test_what_is_known_of_the_whole_is_known_of_its_part(longest):
+    """With every tenth document held out, from the sixth on, document 5 is among them."""
+    sizes = np.full(100, 7)
+    sizes[longest] = 99
+    train, val = split(corpus(sizes.tolist()), 0.1)
+    real = train.spans(np.arange(len(train)))[1]
+    assert (train.count, train.longest) == (real.sum(), real.max()) and val.longest == (99 if longest == 5 else 7)
+
+
 def test_unigram_entropy():
     tokens = np.array([98, 98, 99, 99, 0], dtype=np.uint16)
     assert Corpus(tokens, np.array([0]), np.array([5])).unigram_entropy(257) == pytest.approx(1.0549, abs=1e-4)
