@@ -17,7 +17,7 @@ def freeze(into: Path) -> Path:
         the folder, absolute; one that holds the same is used again.
     """
     package = Path(__file__).resolve().parents[1]
-    files = {f.relative_to(package.parent): f for f in sorted(package.rglob("*")) if f.is_file() and f.suffix in (".py", ".cpp", ".cu", ".yaml")}
+    files = {f.relative_to(package.parent): f for f in sorted(package.rglob("*")) if f.is_file() and f.parent.name != "__pycache__"}
     files |= {Path("conf") / f.relative_to(conf_dir()): f for f in sorted(conf_dir().rglob("*.yaml")) if package not in f.parents}
     contents = {name: f.read_bytes() for name, f in files.items()}
     digest = hashlib.sha256(b"".join(str(name).encode() + b"\0" + content for name, content in contents.items())).hexdigest()[:8]

@@ -157,6 +157,11 @@ class Sweep:
         return self.path.resolve() / "slurm"
 
 
+def named(name: str, out: Path) -> Sweep:
+    """The sweep in a folder, or of that name in a folder of runs. Raises CheckpointError if there is none."""
+    return Sweep.read(Path(name) if (Path(name) / FILE).is_file() else out / "sweeps" / name)
+
+
 def sweeps(out: Path) -> list[Sweep]:
     """All sweeps in a folder of runs, the newest last."""
     found = [Sweep.read(file.parent) for file in (out / "sweeps").glob(f"*/{FILE}")]

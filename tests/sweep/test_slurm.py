@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 from rwkv.sweep import queue
 from tests.conftest import ROOT, command, tiny, write_text
-from tests.training.test_resume import losses
+from tests.training.test_resume import assert_equal_runs, losses
 
 SCRIPT = ROOT / "scripts/slurm_test_cluster.sh"
 FINISHED = "this run is finished"
@@ -51,7 +52,8 @@ def settings(text, *changes):
 
 
 def on_cluster(*changes):
-    return ["hydra/launcher=slurm", "strategy.accelerator=cpu", "hydra.launcher.minutes=10", "hydra.launcher.poll=0.5", *changes]
+    settings = {"hydra/launcher": "slurm", "strategy.accelerator": "cpu", "hydra.launcher.minutes": "10", "hydra.launcher.poll": "0.5"}
+    return [f"{key}={value}" for key, value in (settings | dict(c.split("=", 1) for c in changes)).items()]
 
 
 def ledger(folder):
@@ -119,6 +121,74 @@ def test_two_nodes_four_tasks(cluster, text, tmp_path):
     assert "x 4 processes" in log_of(tmp_path)
     alone = losses(whole(args, tmp_path))
     assert [x for _, x in losses(the_run(tmp_path))] == pytest.approx([x for _, x in alone], rel=1e-6) and len(alone) > 5
+
+
+def long_documents(folder):
+    """A run whose steps are long documents: most stops are in the middle of one."""
+    return tiny("model.n_layer=1", "model.n_embd=32", "model.head_size=32", "data=tokens", f"data.path={folder / 'long.npy'}", "layout=document",
+                "layout.rows=1", "ctx_len=16", "trainer.tokens=80k", "checkpoint.every=2", "name=long-text")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """(its arguments, its folder)"""
+    folder = tmp_path_factory.mktemp("whole")
+    np.save(folder / "long.npy", np.random.default_rng(0).integers(1, 257, 4000).astype(np.uint16))
+    return long_documents(folder), whole(long_documents(folder), folder)
+
+
+def submitted(args, folder, *changes):
+    """The job's id, and a function that says how often it has been started again."""
+    done = command("train", *args, *on_cluster(*changes), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (job,) = ledger(folder)
+    assert f"python -m rwkv.jobs --follow {job['slurm']}" in done.stdout
+    return job["slurm"], lambda: int(re.search(r"Restarts=(\d+)", queue.ask("scontrol", "show", "job", job["slurm"]))[1])
+
+
+@pytest.mark.slow
+def test_preempted_again_and_again(cluster, uninterrupted, tmp_path):
+    """Five times a job of higher priority takes all nodes; each time the run is queued again once, and the weights are those of no interruption."""
+    args, expected = uninterrupted
+    job, restarts = submitted(args, tmp_path)
+    for turn in range(5):
+        wait_for(lambda turn=turn: log_of(tmp_path).count("ready after") > turn or finished(tmp_path), tmp_path)
+        time.sleep(0.3)
+        queue.ask("sbatch", "-Q", "--wait", "-p", "high", "-N4", "--exclusive", "--output=/dev/null", "--wrap=true")
+        assert restarts() == turn + 1 and not finished(tmp_path), log_of(tmp_path)
+    wait_for(lambda: finished(tmp_path), tmp_path)
+    assert_equal_runs(the_run(tmp_path), expected)
+    log = log_of(tmp_path)
+    assert log.count("resumed from step-") == log.count("the same command goes on") == restarts() == 5 and re.search(r"checkpoint step-\d+\+\d+", log)
+    assert queue.states()[job][0] in ("COMPLETED", "COMPLETING", "RUNNING")
+
+
+@pytest.mark.slow
+def test_a_time_limit(cluster, uninterrupted, tmp_path):
+    """The warning comes some ten seconds after the start: the run needs several turns, or just one if it is quick."""
+    args, expected = uninterrupted
+    args = [a.replace("80k", "300k") for a in args]
+    _, restarts = submitted(args, tmp_path, "hydra.launcher.minutes=1", "hydra.launcher.warning_seconds=55")
+    wait_for(lambda: restarts() >= 1 and "resumed from step-" in log_of(tmp_path), tmp_path)
+    assert "SIGUSR2: saving a checkpoint" in log_of(tmp_path)
+    mine, wanted = losses(the_run(tmp_path)), losses(expected)
+    assert [step for step, _ in mine] == list(range(1, len(mine) + 1))
+    command("jobs", "--cancel", "all", cwd=tmp_path)
+    wait_for(lambda: not any(queue.active(queue.states(), j) for j in queue.states()), tmp_path, 30)
+    assert restarts() < 10 and len(wanted) > 5, "a job that is cancelled is not queued again"
+
+
+@pytest.mark.slow
+def test_a_node_dies(cluster, uninterrupted, tmp_path):
+    args, expected = uninterrupted
+    job, restarts = submitted(args, tmp_path)
+    wait_for(lambda: list(tmp_path.glob("outputs/*-text-*/checkpoints/step-*")), tmp_path)
+    node = queue.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
+    assert cluster("down", node).returncode == 0
+    wait_for(lambda: finished(tmp_path), tmp_path)
+    cluster("up", node)
+    assert restarts() == 1 and "resumed from step-" in log_of(tmp_path)
+    assert_equal_runs(the_run(tmp_path), expected)
 
 
 def test_what_slurm_would_refuse(cluster, text, tmp_path):
