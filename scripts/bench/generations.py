@@ -29,7 +29,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as out:
             command = [sys.executable, "-m", "rwkv.train", f"arch={arch}", f"trainer.tokens={args.tokens}", f"out={out}"]
             subprocess.run(command, cwd=ROOT, check=True)
-            (run,) = Path(out).iterdir()
+            (run,) = (p.parent for p in Path(out).glob("*/summary.json"))
             records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             summary = json.loads((run / "summary.json").read_text())
         points = [(r["tokens"], r["train/loss"]) for r in records if "train/loss" in r]
