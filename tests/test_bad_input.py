@@ -74,7 +74,6 @@ TRAIN = {
     "no such device": (["strategy.accelerator=cuda"], r"finds no CUDA device"),
     "rows do not divide": (["strategy=ddp", "strategy.devices=3"], r"layout\.rows=8 cannot be dealt equally to 3"),
     "model too large": (["model=14b"], r"does not fit: it needs about .*free on cpu; .*"),
-    "strategy to come": (["strategy=ds3"], r"strategy=ds3 is not built yet"),
     "out is a file": (["out={tmp}/short.txt"], r"run folder .*cannot be written"),
     "threads beyond reason": (["threads=1T"], r"threads='1T'.*less than or equal to 4096"),
     "cut documents of samples": (["layout=fixed", "layout.max_tokens=1k"], r"layout\.max_tokens=1024 is for whole documents"),

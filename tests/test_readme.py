@@ -16,6 +16,7 @@ from tests.conftest import ROOT, command, the_run, tiny, write_text
 README = (ROOT / "README.md").read_text()
 TEXT = re.sub(r"```text.*?```", "", README, flags=re.DOTALL)
 COMMANDS = sorted({c.strip() for c in re.findall(r"(?:^|`)((?:\.venv/bin/)?python -m rwkv\.[^`\n&]+)", TEXT, re.MULTILINE)})
+COMMANDS.sort(key=lambda c: "train -m" not in c)  # what lists sweeps comes after one
 SLURM = "hydra/launcher=slurm"  # on a machine without it, as this one usually is
 
 

@@ -212,6 +212,11 @@ class Strategy:
     devices: Count | Literal["auto"]
     nodes: Count
 
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks share what they hold, by PyTorch's process group even where there is but one."""
+        return self.kind not in ("auto", "ddp")
+
 
 @dataclass(config=_STRICT, frozen=True)
 class Precision:

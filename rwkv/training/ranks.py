@@ -3,6 +3,7 @@
 Lightning's Fabric starts the processes, knows the cluster they are on, and picks the backend.
 """
 
+import atexit
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -38,6 +39,10 @@ class Ranks:
         several = devices * strategy.nodes > 1
         self.fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=strategy.nodes, strategy="ddp" if several else "auto")
         self.fabric.launch()
+        if not several and strategy.sharded and not dist.is_initialized():  # shards of one rank: it is the whole group
+            dist.init_process_group("nccl" if accelerator == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        if dist.is_initialized():
+            atexit.register(_leave)  # else a thread of the group may end the process by a signal
         self.device = self.fabric.device
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
         self.first = self.rank == 0
@@ -93,3 +98,8 @@ class Ranks:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
