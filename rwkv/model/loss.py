@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv.kernels import pool
+from rwkv.kernels import pool, registry
 from rwkv.kernels.common import state_dtype
 from rwkv.kernels.fused import cross_entropy_
 from rwkv.model.state import State
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rwkv.model.rwkv import RWKV
 
 LOGITS_AT_ONCE = 2**25  # elements: 128 MiB in fp32
+LOGITS_IN_PLACE = 2**29  # of those that become their gradient without a copy in fp32: 1 GiB in bf16
 
 
 class LossModel(nn.Module):
@@ -84,20 +85,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight = weight.to(acc)
         total = torch.zeros(weight.shape[:-1], dtype=acc, device=hidden.device)
         whole = weight if weight.dim() == 1 else weight.sum(0)
-        rows = max(1, LOGITS_AT_ONCE // len(head))
+        in_place = registry.chosen("cross_entropy_", "auto", hidden) == "triton"
+        rows = max(1, (LOGITS_IN_PLACE if in_place else LOGITS_AT_ONCE) // len(head))
         pooled = hidden.device.type == "cpu" and hidden.dtype == torch.float32
         for start in range(0, len(hidden), rows):
             cut = slice(start, start + rows)
             h = hidden[cut]
             logits = torch.mm(h, head.mT, out=pool.empty(len(h), len(head)) if pooled else None)
-            total += weight[..., cut] @ cross_entropy_(logits, targets[cut], whole[cut], l2wrap, want_h or want_w)  # logits are now their gradient
+            losses = cross_entropy_(logits, targets[cut], whole[cut], l2wrap, want_h or want_w)  # logits are now their gradient
+            total += weight[..., cut] @ losses
             if want_h:
                 torch.mm(logits, head, out=d_hidden[cut])
-            if want_w:
-                if d_head.dtype == logits.dtype:
-                    d_head.addmm_(logits.mT, h)
-                else:
-                    d_head += logits.mT @ h
+            if want_w and d_head.dtype == logits.dtype:
+                d_head.addmm_(logits.mT, h)
+            elif want_w:
+                d_head += logits.mT @ h
         ctx.save_for_backward(d_hidden, None if d_head is None else d_head.to(head.dtype))
         return total
 

@@ -1,9 +1,10 @@
 """What the generations share."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP_NORM_EPS = 64e-5  # whatever the head size
+from rwkv.kernels.fused.plain import GROUP_NORM_EPS
 
 
 def raw(*shape: int) -> nn.Parameter:
@@ -15,10 +16,9 @@ def linear(n_in: int, n_out: int) -> nn.Linear:
     return nn.Linear(n_in, n_out, bias=False)
 
 
-def token_shift(x_BTC: Tensor, last_BC: Tensor, reset_BT: Tensor | None) -> Tensor:
-    """Each token's predecessor: `last` before the first, zero before a document's first."""
-    prev = torch.cat([last_BC.unsqueeze(1), x_BTC[:, :-1]], 1)
-    return prev if reset_BT is None else prev.masked_fill(reset_BT.unsqueeze(-1), 0)
+def plus(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """bias + x @ weight in one pass: bias [1, 1, n_out], x [B, T, n_in], weight [n_in, n_out]."""
+    return F.linear(x, weight.T, bias.view(-1))
 
 
 def ramps(n_embd: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from rwkv.kernels.fused import norm_mix
 from rwkv.model import v4, v5, v6, v7
 from rwkv.model.loss import Head
 from rwkv.model.parts import orthogonal
@@ -24,19 +25,20 @@ class Block(nn.Module):
         super().__init__()
         C = size.n_embd
         self.ln1, self.ln2 = nn.LayerNorm(C), nn.LayerNorm(C)
-        if layer == 0:
+        self.first = layer == 0
+        if self.first:
             self.ln0 = nn.LayerNorm(C)
         self.att, self.ffn = generation.TimeMix(size, layer), generation.ChannelMix(size, layer)
 
     def forward(self, x, shift_B2C, S, v_first, reset, kernel):
         """Returns (x, shift [B, 2, C], wkv state, v_first)."""
-        x_att = self.ln1(x)
-        out, S, v_first = self.att(x_att, shift_B2C[:, 0], S, v_first, reset, kernel)
-        x = x + out
-        x_ffn = self.ln2(x)
-        x = x + self.ffn(x_ffn, shift_B2C[:, 1], reset)
+        if self.first:
+            x = self.ln0(x)
+        x, mixed, att_last = norm_mix(x, None, self.ln1.weight, self.ln1.bias, shift_B2C[:, 0], self.att.mixes(), reset)
+        out, S, v_first = self.att(mixed, S, v_first, reset, kernel)
+        x, mixed, ffn_last = norm_mix(x, out, self.ln2.weight, self.ln2.bias, shift_B2C[:, 1], self.ffn.mixes(), reset)
         # stack copies: a view of the last token would keep the whole activation alive
-        return x, torch.stack([x_att[:, -1], x_ffn[:, -1]], 1), S, v_first
+        return x + self.ffn(mixed), torch.stack([att_last, ffn_last], 1), S, v_first
 
 
 class RWKV(nn.Module):
@@ -54,10 +56,6 @@ class RWKV(nn.Module):
         self.ln_out = nn.LayerNorm(size.n_embd)
         self.head = Head(size.n_embd, size.vocab_size, bias=False)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """[B, T] -> [B, T, n_embd], what enters the first block."""
-        return self.blocks[0].ln0(self.emb(tokens))
-
     def forward(
         self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None, kept: list[Tensor] | None = None
     ) -> tuple[Tensor, State]:
@@ -74,7 +72,7 @@ class RWKV(nn.Module):
         """
         if state is None:
             state = State.zeros(self.size, len(tokens), self.emb.weight.dtype, tokens.device)
-        x = self.embed(tokens)
+        x = self.emb(tokens)
         v_first, shifts, wkvs = None, [], []
         for block, shift, wkv in zip(self.blocks, state.shift.unbind(1), state.wkv.unbind(1), strict=True):
             if kept is not None:

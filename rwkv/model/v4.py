@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rwkv.kernels.fused import relu_squared
 from rwkv.kernels.wkv4 import wkv4
-from rwkv.model.parts import linear, orthogonal, ramps, raw, token_shift, zigzag
+from rwkv.model.parts import linear, orthogonal, ramps, raw, zigzag
 from rwkv.model.size import Size
 
 WKV = "wkv4"
@@ -43,12 +43,15 @@ class TimeMix(nn.Module):
         self.time_mix_k, self.time_mix_v, self.time_mix_r = (raw(1, 1, C) for _ in range(3))
         self.key, self.value, self.receptance, self.output = (linear(C, C) for _ in range(4))
 
+    def mixes(self) -> list[Tensor]:
+        """Factors of the token shift, of what `forward` takes."""
+        return [1 - mix for mix in (self.time_mix_k, self.time_mix_v, self.time_mix_r)]
+
     def forward(
-        self, x: Tensor, shift_BC: Tensor, S_B3C: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+        self, mixed: tuple[Tensor, ...], S_B3C: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
     ) -> tuple[Tensor, Tensor, None]:
         """Returns (out [B, T, C], final wkv state, None: v4 hands nothing from the first layer to those above)."""
-        prev = token_shift(x, shift_BC, reset)
-        x_k, x_v, x_r = (torch.lerp(prev, x, mix) for mix in (self.time_mix_k, self.time_mix_v, self.time_mix_r))
+        x_k, x_v, x_r = mixed
         y, S_B3C = wkv4(self.time_decay, self.time_first, self.key(x_k), self.value(x_v), S_B3C, reset, backend=kernel)
         return self.output(torch.sigmoid(self.receptance(x_r)) * y), S_B3C, None
 
@@ -81,10 +84,12 @@ class ChannelMix(nn.Module):
     def width(size: Size) -> int:
         return 4 * size.n_embd
 
-    def forward(self, x: Tensor, shift_BC: Tensor, reset: Tensor | None) -> Tensor:
-        prev = token_shift(x, shift_BC, reset)
-        k = relu_squared(self.key(torch.lerp(prev, x, self.time_mix_k)))
-        return torch.sigmoid(self.receptance(torch.lerp(prev, x, self.time_mix_r))) * self.value(k)
+    def mixes(self) -> list[Tensor]:
+        return [1 - self.time_mix_k, 1 - self.time_mix_r]
+
+    def forward(self, mixed: tuple[Tensor, ...]) -> Tensor:
+        x_k, x_r = mixed
+        return torch.sigmoid(self.receptance(x_r)) * self.value(relu_squared(self.key(x_k)))
 
     @torch.no_grad()
     def init_weights(self) -> None:

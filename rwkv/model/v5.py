@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rwkv.kernels.wkv5 import wkv5
 from rwkv.model import v4
-from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, token_shift, zigzag
+from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, zigzag
 from rwkv.model.size import Size
 
 WKV = "wkv5"
@@ -57,22 +57,24 @@ class TimeMix(nn.Module):
         self.receptance, self.key, self.value, self.output = (linear(C, C) for _ in range(4))
         self.ln_x = nn.GroupNorm(H, C, eps=GROUP_NORM_EPS)
 
+    def mixes(self) -> list[Tensor]:
+        """Factors of the token shift, of what `forward` takes."""
+        gate = [self.time_mix_g] if self.gated else []
+        return [1 - mix for mix in (self.time_mix_r, self.time_mix_k, self.time_mix_v, *gate)]
+
     def forward(
-        self, x: Tensor, shift_BC: Tensor, S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+        self, mixed: tuple[Tensor, ...], S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
     ) -> tuple[Tensor, Tensor, None]:
         """Returns (out [B, T, C], final wkv state, None: v5 hands nothing from the first layer to those above)."""
-        B, T, C = x.shape
-        H, N = self.size.n_head, self.size.head_size
-        prev = token_shift(x, shift_BC, reset)
-        r = self.receptance(torch.lerp(prev, x, self.time_mix_r))
-        k = self.key(torch.lerp(prev, x, self.time_mix_k))
-        v = self.value(torch.lerp(prev, x, self.time_mix_v))
+        x_r, x_k, x_v, *x_g = mixed
+        (B, T, C), H, N = x_r.shape, self.size.n_head, self.size.head_size
+        r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
         u = self.time_faaaa if self.gated else torch.exp(self.time_first)
         w, u = (p.view(H, -1).expand(H, N) for p in (self.time_decay, u))
         y, S_BHNN = wkv5(*(z.view(B, T, H, N) if z.dim() == 3 else z for z in (r, w, k, v, u)), S_BHNN, reset, backend=kernel)
         y = F.group_norm(y.reshape(B * T, C), H, self.ln_x.weight, self.ln_x.bias, self.ln_x.eps).view(B, T, C)
         if self.gated:
-            y = y * F.silu(self.gate(torch.lerp(prev, x, self.time_mix_g)))
+            y = y * F.silu(self.gate(x_g[0]))
         return self.output(y), S_BHNN, None
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rwkv.kernels.fused import relu_squared
 from rwkv.kernels.wkv6 import wkv6
-from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, token_shift, zigzag
+from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, zigzag
 from rwkv.model.size import Size
 
 WKV = "wkv6"
@@ -60,14 +60,18 @@ class TimeMix(nn.Module):
         self.receptance, self.key, self.value, self.output, self.gate = (linear(C, C) for _ in range(5))
         self.ln_x = nn.GroupNorm(H, C, eps=GROUP_NORM_EPS)
 
+    def mixes(self) -> list[Tensor]:
+        """Factors of the token shift, of what `forward` takes: a token, the one before it, and a mix of both."""
+        return [torch.zeros_like(self.time_maa_x), torch.ones_like(self.time_maa_x), self.time_maa_x]
+
     def forward(
-        self, x: Tensor, shift_BC: Tensor, S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+        self, mixed: tuple[Tensor, ...], S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
     ) -> tuple[Tensor, Tensor, None]:
         """Returns (out [B, T, C], final wkv state, None: v6 hands nothing from the first layer to those above)."""
+        x, prev, x_x = mixed
         B, T, C = x.shape
-        heads = B, T, self.size.n_head, self.size.head_size
-        d = token_shift(x, shift_BC, reset) - x
-        z = torch.tanh(torch.addcmul(x, d, self.time_maa_x) @ self.time_maa_w1)
+        heads, d = (B, T, self.size.n_head, self.size.head_size), prev - x
+        z = torch.tanh(x_x @ self.time_maa_w1)
         moved = torch.einsum("btcm,cmn->cbtn", z.view(B, T, 5, -1), self.time_maa_w2)
         maa = torch.stack([self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g])
         x_w, x_k, x_v, x_r, x_g = torch.addcmul(x, d, maa + moved).unbind(0)
@@ -112,10 +116,12 @@ class ChannelMix(nn.Module):
         self.time_maa_k, self.time_maa_r = raw(1, 1, C), raw(1, 1, C)
         self.key, self.receptance, self.value = linear(C, F), linear(C, C), linear(F, C)
 
-    def forward(self, x: Tensor, shift_BC: Tensor, reset: Tensor | None) -> Tensor:
-        d = token_shift(x, shift_BC, reset) - x
-        k = relu_squared(self.key(torch.addcmul(x, d, self.time_maa_k)))
-        return torch.sigmoid(self.receptance(torch.addcmul(x, d, self.time_maa_r))) * self.value(k)
+    def mixes(self) -> list[Tensor]:
+        return [self.time_maa_k, self.time_maa_r]
+
+    def forward(self, mixed: tuple[Tensor, ...]) -> Tensor:
+        x_k, x_r = mixed
+        return torch.sigmoid(self.receptance(x_r)) * self.value(relu_squared(self.key(x_k)))
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -12,12 +12,11 @@ Legend: B rows, T tokens, C channels (n_embd), H heads, N head size.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv.kernels.fused import relu_squared
+from rwkv.kernels.fused import relu_squared, wkv7_inputs, wkv7_readout
 from rwkv.kernels.wkv7 import wkv7
-from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, token_shift
+from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, plus, ramps, raw
 from rwkv.model.size import LoraRank, Size
 
 WKV = "wkv7"
@@ -53,32 +52,27 @@ class TimeMix(nn.Module):
         self.receptance, self.key, self.value, self.output = (linear(C, C) for _ in range(4))
         self.ln_x = nn.GroupNorm(H, C, eps=GROUP_NORM_EPS)
 
+    def mixes(self) -> list[Tensor]:
+        """Factors of the token shift, of what `forward` takes."""
+        return [self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g]
+
     def forward(
-        self, x: Tensor, shift_BC: Tensor, S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+        self, mixed: tuple[Tensor, ...], S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (out [B, T, C], final wkv state, the first layer's value for the layers above)."""
-        B, T, C = x.shape
-        heads = B, T, self.size.n_head, self.size.head_size
-        d = token_shift(x, shift_BC, reset) - x
-        mix = torch.stack([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])
-        x_r, x_w, x_k, x_v, x_a, x_g = torch.addcmul(x, d, mix).unbind(0)
-
+        x_r, x_w, x_k, x_v, x_a, x_g = mixed
         r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
-        w = self.w0 + torch.tanh(x_w @ self.w1) @ self.w2
-        a = torch.sigmoid(self.a0 + (x_a @ self.a1) @ self.a2)
+        w = plus(self.w0, torch.tanh(x_w @ self.w1), self.w2)
+        a = (x_a @ self.a1) @ self.a2
+        v_gate = None if self.layer == 0 else (x_v @ self.v1) @ self.v2
+        v_first = v if self.layer == 0 else v_first
         g = torch.sigmoid(x_g @ self.g1) @ self.g2
-        if self.layer == 0:
-            v_first = v
-        else:
-            v = torch.lerp(v, v_first, torch.sigmoid(self.v0 + (x_v @ self.v1) @ self.v2))
-        kk = F.normalize((k * self.k_k).view(heads), dim=-1, eps=1e-12)
-        k = k * (1 + (a - 1) * self.k_a)
 
-        r, w, k, v_, a = (z.view(heads) for z in (r, w, k, v, a))
-        y, S_BHNN = wkv7(r, w, k, v_, -kk, kk * a, S_BHNN, reset, backend=kernel)
-        y = F.group_norm(y.reshape(B * T, C), heads[2], self.ln_x.weight, self.ln_x.bias, self.ln_x.eps).view(B, T, C)
-        bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v_
-        return self.output((y + bonus.view(B, T, C)) * g), S_BHNN, v_first
+        # a = sigmoid(a0 + a), v = lerp(v, v_first, sigmoid(v0 + v_gate)), kk = normalize(k k_k), k = k (1 + (a - 1) k_a)
+        r, k, v, minus_kk, kk_a, bonus = wkv7_inputs(r, k, v, a, v_gate, v_first, self.a0, self.v0, self.k_k, self.k_a, self.r_k)
+        y, S_BHNN = wkv7(r, w.view(r.shape), k, v, minus_kk, kk_a, S_BHNN, reset, backend=kernel)
+        # (group_norm(y) + bonus v) g
+        return self.output(wkv7_readout(y, v, bonus, g, self.ln_x.weight, self.ln_x.bias)), S_BHNN, v_first
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -120,9 +114,12 @@ class ChannelMix(nn.Module):
         self.x_k = raw(1, 1, C)
         self.key, self.value = linear(C, 4 * C), linear(4 * C, C)
 
-    def forward(self, x: Tensor, shift_BC: Tensor, reset: Tensor | None) -> Tensor:
-        k = self.key(torch.addcmul(x, token_shift(x, shift_BC, reset) - x, self.x_k))
-        return self.value(relu_squared(k))
+    def mixes(self) -> list[Tensor]:
+        return [self.x_k]
+
+    def forward(self, mixed: tuple[Tensor, ...]) -> Tensor:
+        (x_k,) = mixed
+        return self.value(relu_squared(self.key(x_k)))
 
     @torch.no_grad()
     def init_weights(self) -> None:

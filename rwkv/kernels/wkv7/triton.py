@@ -5,15 +5,13 @@ Kept for the backward: the inputs, and for each chunk S, P [N, N], Rw [C, N] and
 with `Plan.recompute` only S.
 """
 
-import contextlib
-import functools
-import importlib.util
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rwkv.errors import KernelError
+from rwkv.kernels import gpu
 
 # larger ones do not fit in the registers
 HEAD_SIZES = {torch.bfloat16: (16, 32, 64, 128), torch.float16: (16, 32, 64), torch.float32: (16, 32, 64)}
@@ -21,22 +19,13 @@ HEAD_SIZES = {torch.bfloat16: (16, 32, 64, 128), torch.float16: (16, 32, 64), to
 
 def why_not(r: Tensor) -> str | None:
     """None if the kernels can run for a tensor like `r`, else the reason."""
-    if r.device.type != "cuda" or torch.version.hip:
-        return "CUDA devices only"
+    if reason := gpu.why_no_triton(r):
+        return reason
     if r.dtype not in HEAD_SIZES:
         return "bf16, fp16 and fp32 only"
     if r.shape[-1] not in HEAD_SIZES[r.dtype]:
         return f"head sizes {', '.join(map(str, HEAD_SIZES[r.dtype]))} only in this dtype"
-    if not _installed():
-        return "triton is not installed"
-    if torch.cuda.get_device_capability(r.device) < (8, 0):
-        return "compute capability 8.0 and newer only"
     return None
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def wkv7_triton(
@@ -94,10 +83,10 @@ def plan(r: Tensor) -> Plan:
 def _forward(inputs, state, reset, keep):
     """y, the last state and, if `keep`, what the backward needs."""
     inputs = [x.contiguous() for x in inputs]
-    r, state, flags = inputs[0], state.contiguous(), _flags(reset)
+    r, state, flags = inputs[0], state.contiguous(), gpu.flags(reset)
     go = _Launch(r, flags)
     S, y, last = go.tile(go.N, go.N), torch.empty_like(r), torch.empty_like(state)
-    with go.device():
+    with gpu.on_device_of(r):
         P, Q, D, Rw, Y0, Ti = _factors(go, inputs, keep and not go.plan.recompute)
         go.chain("chain", P, Q, D, state, S, last, REVERSE=False)
         go.chunks("outputs", Rw, Y0, S, y)
@@ -124,7 +113,7 @@ def _backward(kept, dy, dlast):
     dlast = torch.zeros(B, H, N, N, dtype=torch.float32, device=r.device) if dlast is None else dlast.contiguous()
     Q, Gr, dstate = go.tile(N, N), go.tile(N, N), torch.empty_like(dlast)
     grads = [torch.empty_like(x) for x in inputs]
-    with go.device():
+    with gpu.on_device_of(r):
         if P is None:
             P, _, D, Rw, _, Ti = _factors(go, inputs, keep=True)
         go.chunks("chain_source", dy, Rw, Q)
@@ -141,16 +130,13 @@ class _Launch:
 
         B, self.T, self.H, self.N = r.shape
         self.G, self.plan, self.like = B * self.H, plan(r), r
-        self.n = -(-self.T // self.plan.chunk)
+        self.n = gpu.cdiv(self.T, self.plan.chunk)
         self.flags, self.reset = (r, False) if flags is None else (flags, True)
         dot = tl.bfloat16 if self.plan.dot == torch.bfloat16 else tl.float32
         self.common = {"N": self.N, "DOT": dot, "PREC": self.plan.prec}
 
     def tile(self, *shape: int) -> Tensor:
         return torch.empty(self.G, self.n, *shape, dtype=self.plan.dot, device=self.like.device)
-
-    def device(self):
-        return torch.cuda.device(self.like.device) if self.like.is_cuda else contextlib.nullcontext()
 
     def chunks(self, name: str, *args, **constants):
         """One program for each chunk of each head."""
@@ -170,10 +156,6 @@ class _Launch:
         from rwkv.kernels.wkv7 import triton_kernels
 
         getattr(triton_kernels, name)[(programs,)](*args, **constants)
-
-
-def _flags(reset: Tensor | None) -> Tensor | None:
-    return None if reset is None else reset.contiguous().view(torch.uint8)
 
 
 def _check(r, w, k, v, a, b, state, reset):

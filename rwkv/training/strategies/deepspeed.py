@@ -18,7 +18,7 @@ from rwkv.config.schema import TrainConfig
 from rwkv.data.batch import Chunk
 from rwkv.errors import ConfigError
 from rwkv.model.loss import LossModel
-from rwkv.model.rwkv import GENERATIONS, RWKV
+from rwkv.model.rwkv import RWKV, Block
 from rwkv.model.size import Size
 from rwkv.model.state import State
 from rwkv.training.optimizer import adam_groups
@@ -43,8 +43,7 @@ class DeepSpeed(Strategy):
         if self.stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=settings):
                 rwkv = RWKV(size, cfg.model.kernel)
-            generation = GENERATIONS[size.version]  # their parts are used by their formulas, so all of them are gathered at once
-            deepspeed.utils.set_z3_leaf_modules(rwkv, [generation.TimeMix, generation.ChannelMix])
+            deepspeed.utils.set_z3_leaf_modules(rwkv, [Block])  # whose formulas use the weights of its parts: gathered all at once
         else:
             with torch.device("meta"):
                 rwkv = RWKV(size, cfg.model.kernel).to(DTYPES[cfg.precision.weights])

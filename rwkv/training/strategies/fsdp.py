@@ -30,7 +30,7 @@ class Fsdp(Whole):
         rwkv = rwkv.to(master)
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing is changed in place
         # what is called by itself is gathered by itself; the whole, last, is the root that orders them
-        for part in (rwkv.emb, rwkv.blocks[0].ln0, *rwkv.blocks, rwkv.ln_out, rwkv.head, rwkv):
+        for part in (rwkv.emb, *rwkv.blocks, rwkv.ln_out, rwkv.head, rwkv):
             fully_shard(part, mesh=mesh, mp_policy=policy)
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # a plain sum, which Gloo can do too

@@ -1,0 +1,38 @@
+"""What the Triton kernels of all operations share: where they can run, and how they are launched."""
+
+import contextlib
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+
+def why_no_triton(x: Tensor) -> str | None:
+    """None if Triton kernels run on the device of `x`, else the reason."""
+    if x.device.type != "cuda" or torch.version.hip:
+        return "CUDA devices only"
+    if not _installed():
+        return "triton is not installed"
+    if torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "compute capability 8.0 and newer only"
+    return None
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def on_device_of(x: Tensor):
+    """The context of a launch: Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def flags(reset: Tensor | None) -> Tensor | None:
+    """[B, T] bool as bytes."""
+    return None if reset is None else reset.contiguous().view(torch.uint8)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
