@@ -85,13 +85,13 @@ def held(folder):
 @pytest.mark.slow
 def test_interrupted_killed_and_gone_on_with(text, tmp_path):
     """Ctrl-C saves all; a second parent is refused; a killed parent leaves no orphan; in the end the runs are those of no interruption."""
-    args = settings(text, "trainer.tokens=32k", "seed=1,2", "hydra.launcher.jobs=2")
+    args = settings(text, "trainer.tokens=24k", "seed=1,2", "hydra.launcher.jobs=2")
     log = tmp_path / "log"
     for how in (signal.SIGINT, signal.SIGKILL):
         before = steps(tmp_path)
         parent = start(args, tmp_path, log)
         if how == signal.SIGINT:
-            wait_for(lambda parent=parent: [disk.holder(f) for f in tmp_path.glob("outputs/sweeps/*/.lock")] == [f"process {parent.pid}"])
+            wait_for(lambda: any(disk.holder(f) for f in tmp_path.glob("outputs/sweeps/*/.lock")))
             second = command("train", "-m", *args, cwd=tmp_path)
             assert second.returncode == 2 and f"is being run by process {parent.pid}" in second.stderr
         wait_for(lambda before=before: len(steps(tmp_path)) == 2 and all(n > b + 2 for n, b in zip(steps(tmp_path), before or (0, 0), strict=True)))
@@ -104,7 +104,7 @@ def test_interrupted_killed_and_gone_on_with(text, tmp_path):
     done = command("train", "-m", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert [(j["state"], j["attempts"]) for j in ledger(tmp_path)] == [("done", 3), ("done", 3)]
-    whole = settings(text, "trainer.tokens=32k", "seed=2", f"out={tmp_path / 'whole'}")
+    whole = settings(text, "trainer.tokens=24k", "seed=2", f"out={tmp_path / 'whole'}")
     assert command("train", *whole, cwd=tmp_path).returncode == 0
     (uninterrupted,) = (tmp_path / "whole").glob("*-text-*")
     assert_equal_runs(tmp_path / "outputs" / uninterrupted.name, uninterrupted)
