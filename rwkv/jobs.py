@@ -13,7 +13,7 @@ from rwkv.config import cli
 from rwkv.config.arguments import Parser
 from rwkv.errors import CheckpointError, ConfigError
 from rwkv.sweep import queue
-from rwkv.sweep.ledger import LOCK, Job, Sweep, named, sweeps
+from rwkv.sweep.ledger import LOCK, Job, Sweep, named, refresh, sweeps
 from rwkv.sweep.progress import Progress, Tail
 
 NAP = 0.5  # seconds between looks at a log
@@ -30,9 +30,8 @@ def main(argv: list[str]) -> int:
     found = [named(args.sweep, Path(args.out))] if args.sweep else sweeps(Path(args.out))
     if not found:
         raise CheckpointError(f"{args.out}: no sweep there; python -m rwkv.train -m makes one, --out names another folder")
-    known = queue.states() if any(j.slurm for s in found for j in s.jobs if j.state in ("pending", "running")) else {}
     for one in found:
-        refresh(one, known)
+        refresh(one)
     if args.follow:
         return follow(*pick(found, args.follow))
     if args.cancel:
@@ -43,23 +42,6 @@ def main(argv: list[str]) -> int:
         else:
             print(heading(one))
     return 0
-
-
-def refresh(sweep: Sweep, known: dict[str, tuple[str, str]]) -> None:
-    """Bring the jobs up to date: with their runs' folders, with the cluster, with the process that has the sweep's lock."""
-    alive = disk.holder(sweep.path / LOCK) is not None
-    for job in sweep.jobs:
-        before = job.state
-        job.settle()
-        if job.state in ("done", "pruned"):
-            continue
-        state = known.get(job.slurm, ("", ""))[0] if job.slurm else ""
-        if state in queue.RUNNING + queue.WAITING:
-            job.state = "running" if state in queue.RUNNING else "pending"
-        elif before in ("running", "pending") and job.slurm:
-            job.state = "stopped" if queue.CODES.get(state, 1) in (140, 143) else "failed"
-        else:
-            job.state = before if alive or before != "running" else "stopped"
 
 
 def heading(sweep: Sweep) -> str:

@@ -43,6 +43,7 @@ class RunFolder:
         self.metrics, self.log = path / "metrics.jsonl", path / "train.log"
         self.config, self.overrides, self.env = path / "config.yaml", path / "overrides.yaml", path / "env.json"
         self.samples, self.report, self.summary = path / "samples", path / "report.html", path / "summary.json"
+        self.pruned = path / "pruned.json"  # why a search has ended it early
         self._lock = None
 
     @staticmethod

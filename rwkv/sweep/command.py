@@ -7,6 +7,7 @@ from rwkv.sweep import queue, slurm
 from rwkv.sweep.expand import Point, Request, grid
 from rwkv.sweep.ledger import Job, Sweep
 from rwkv.sweep.local import LocalBackend
+from rwkv.sweep.page import write_sweep
 from rwkv.sweep.pool import Backend, Pool, Source
 from rwkv.sweep.screen import Screen, closing
 from rwkv.training.signals import Stop
@@ -97,4 +98,5 @@ def follow(found: Sweep, jobs: list[Job], source: Source, backend: Backend, scre
         next_steps(found, [job for job in jobs if job.state in ("pending", "running")], screen)
         return stop.exit_code
     closing(found, jobs, pool.progress, screen)
+    screen.say(f"\nreport {write_sweep(found)}")
     return stop.exit_code if stop.requested else int(any(job.state not in ("done", "pruned") for job in jobs))

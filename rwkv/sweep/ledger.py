@@ -4,6 +4,7 @@ What is true of a run is in its own folder; the ledger adds what that cannot say
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -17,10 +18,11 @@ from rwkv import disk
 from rwkv.checkpoint.run import RunFolder, signature
 from rwkv.config.compose import load
 from rwkv.errors import CheckpointError, ConfigError
+from rwkv.sweep import queue
 from rwkv.sweep.expand import Point, Request, short
 
 FILE, LOCK, LOGS = "sweep.json", ".lock", "logs"
-ENDED = ("done", "pruned", "failed", "stopped")
+LAST_LINES = 8  # of a failed job's log
 
 
 @dataclass
@@ -47,15 +49,11 @@ class Job:
     def folder(self) -> RunFolder:
         return RunFolder(Path(self.run))
 
-    @property
-    def pruned(self) -> bool:
-        return (Path(self.run) / "pruned.json").is_file()
-
     def settle(self) -> None:
         """Take over what the run's folder says, whoever has trained it meanwhile."""
         if self.folder.finished:
             self.state, self.code = "done", 0
-        elif self.pruned:
+        elif self.folder.pruned.is_file():
             self.state = "pruned"
         elif self.state in ("done", "running", "elsewhere"):
             self.state = "waiting"
@@ -83,7 +81,7 @@ class Sweep:
 
     @staticmethod
     def read(path: Path) -> "Sweep":
-        """The ledger in a folder. Raises CheckpointError if it is none."""
+        """The ledger in a folder, wherever that lies now: runs are found beside it. Raises CheckpointError if it is none."""
         sweep = Sweep(path)
         try:
             tree = json.loads(sweep.file.read_text())
@@ -93,6 +91,10 @@ class Sweep:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{sweep.file}: unreadable: {error}") from error
         sweep.about = tree
+        written = Path(tree.get("path", path))
+        for job in sweep.jobs:
+            if written != path and Path(job.run).is_absolute() == written.is_absolute():
+                job.run = os.path.normpath(path / os.path.relpath(job.run, written))
         return sweep
 
     def open(self) -> None:
@@ -112,7 +114,7 @@ class Sweep:
             raise CheckpointError(f"{self.path} is being run by {holder}; python -m rwkv.jobs shows how far it is") from None
 
         disk.lock(self._lock, taken)
-        now = {"command": sys.argv[1:], "cwd": str(Path.cwd()), "python": sys.executable, "called": time.time()}
+        now = {"path": str(self.path), "command": sys.argv[1:], "cwd": str(Path.cwd()), "python": sys.executable, "called": time.time()}
         if self.file.is_file():
             earlier = Sweep.read(self.path)
             self.jobs, self.about = earlier.jobs, earlier.about | self.about | now
@@ -159,10 +161,44 @@ class Sweep:
 
 def named(name: str, out: Path) -> Sweep:
     """The sweep in a folder, or of that name in a folder of runs. Raises CheckpointError if there is none."""
-    return Sweep.read(Path(name) if (Path(name) / FILE).is_file() else out / "sweeps" / name)
+    if (Path(name) / FILE).is_file():
+        return Sweep.read(Path(name))
+    known = sorted(file.parent.name for file in (out / "sweeps").glob(f"*/{FILE}"))
+    if Path(name).name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there {'are' if known else 'is no sweep'} {', '.join(known)}".rstrip()
+        raise CheckpointError(f"{name}: no sweep of that name in {out / 'sweeps'}, and no folder of one; {hint}; --out names another folder of runs")
+    return Sweep.read(out / "sweeps" / Path(name).name)
+
+
+def refresh(sweep: Sweep) -> None:
+    """Bring the jobs up to date: with their runs' folders, with the cluster, with the process that has the sweep's lock."""
+    alive = disk.holder(sweep.path / LOCK) is not None
+    known = queue.states() if any(j.slurm and j.state in ("pending", "running") for j in sweep.jobs) else {}
+    for job in sweep.jobs:
+        before = job.state
+        job.settle()
+        if job.state in ("done", "pruned"):
+            continue
+        state = known.get(job.slurm, ("", ""))[0] if job.slurm else ""
+        if state in queue.RUNNING + queue.WAITING:
+            job.state = "running" if state in queue.RUNNING else "pending"
+        elif before in ("running", "pending") and job.slurm:
+            job.state = "stopped" if queue.CODES.get(state, 1) in (140, 143) else "failed"
+        else:
+            job.state = before if alive or before != "running" else "stopped"
 
 
 def sweeps(out: Path) -> list[Sweep]:
     """All sweeps in a folder of runs, the newest last."""
     found = [Sweep.read(file.parent) for file in (out / "sweeps").glob(f"*/{FILE}")]
     return sorted(found, key=lambda s: s.about.get("called", 0))
+
+
+def last_lines(log: Path, n: int = LAST_LINES) -> list[str]:
+    """The last lines of a file, however long it is."""
+    if not log.exists():
+        return ["(there is no log)"]
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 16_384))
+        return file.read().decode("utf-8", "replace").splitlines()[-n:]

@@ -124,7 +124,7 @@ class Pool:
                 self.start(job)
 
     def start(self, job: Job) -> None:
-        (Path(job.run) / "pruned.json").unlink(missing_ok=True)
+        job.folder.pruned.unlink(missing_ok=True)
         self.backend.start(job)
         job.state, job.attempts, job.code = "running", job.attempts + 1, None
         self.running.append(job)
@@ -159,7 +159,7 @@ class Pool:
         elif job.number in self.pruning:
             reason = self.pruning.pop(job.number)
             mark = {"reason": reason, "step": progress.step, "tokens": progress.tokens, "val_loss": progress.val}
-            (Path(job.run) / "pruned.json").write_text(json.dumps(mark, indent=1))
+            job.folder.pruned.write_text(json.dumps(mark, indent=1))
             job.state, told = "pruned", f"pruned at step {progress.step}: {reason}"
         elif code in STOPPED:
             job.state, told = "stopped", f"stopped: {in_words(job, progress)}"

@@ -1,7 +1,6 @@
 """What a person sees of a sweep: a live table on a terminal, a line for what happens elsewhere; at the end, what came of it."""
 
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -9,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rwkv.sweep.ledger import Job, Sweep
+from rwkv.sweep.ledger import Job, Sweep, last_lines
 from rwkv.sweep.progress import Progress
 from rwkv.words import count, duration
 
@@ -17,7 +16,6 @@ COLOURS = {
     "running": "cyan", "done": "green", "failed": "red", "stopped": "yellow", "pruned": "magenta", "elsewhere": "blue", "pending": "blue", "waiting": "dim",
 }  # fmt: skip
 ORDER = ("running", "failed", "elsewhere", "stopped", "pending", "done", "pruned", "waiting")  # of importance, where not all rows fit
-LAST_LINES = 8  # of a failed job's log
 
 
 class Screen:
@@ -137,12 +135,3 @@ def best(progress: dict[int, Progress], job: Job) -> float:
     p = progress.get(job.number, Progress())
     loss = p.val if p.val is not None else p.loss
     return loss if loss is not None else float("inf")
-
-
-def last_lines(log: Path, n: int = LAST_LINES) -> list[str]:
-    """The last lines of a file, however long it is."""
-    if not log.exists():
-        return ["(there is no log)"]
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 16_384))
-        return file.read().decode("utf-8", "replace").splitlines()[-n:]

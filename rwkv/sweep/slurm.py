@@ -73,7 +73,7 @@ def submit(sweep: Sweep, jobs: list[Job], options: Slurm) -> list[str]:
             raise ConfigError(refusal(str(error), settings)) from error
         for job, given in zip(alike, submitted, strict=True):
             job.slurm, job.state, job.attempts, job.code = given.job_id, "pending", job.attempts + 1, None
-            (Path(job.run) / "pruned.json").unlink(missing_ok=True)
+            job.folder.pruned.unlink(missing_ok=True)
         sweep.save()
         ids.append(submitted[0].job_id.partition("_")[0])
     return ids

@@ -8,11 +8,9 @@ from rwkv.checkpoint.run import signature
 from rwkv.model.sampling import generate
 from rwkv.training import report
 from rwkv.training.display import Display
-from rwkv.training.metrics import MetricsLog, read
+from rwkv.training.metrics import MetricsLog, final_loss, read
 from rwkv.training.session import Session
 from rwkv.words import count, duration
-
-LAST = 20  # steps whose mean loss is the final training loss
 
 
 def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
@@ -28,8 +26,7 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
         return
     log.write({"step": session.step, "tokens": session.tokens, "time": session.clock(), **validated})
     records = read(folder.metrics)
-    losses = [r["train/loss"] for r in records if "train/loss" in r]
-    train_loss = statistics.fmean(losses[-LAST:]) if losses else None  # of a metrics.jsonl that was deleted
+    train_loss = final_loss(records)  # None of a metrics.jsonl that was deleted
     fills = [r["fill"] for r in records if "fill" in r]
     rates = [r["tokens_per_sec"] for r in records if r.get("tokens_per_sec")]
     summary = {

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 from rwkv.config.schema import TrainConfig
 from rwkv.errors import ConfigError
+
+LAST = 20  # steps whose mean loss is the final training loss
 
 
 class MetricsLog:
@@ -15,7 +18,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, resumed_step: int, wandb: Any = None):
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= resumed_step]
+            kept = [line for line in path.read_text().splitlines() if (r := _record(line)) and r["step"] <= resumed_step]
             temp = path.with_suffix(".tmp")
             temp.write_text("".join(line + "\n" for line in kept))
             temp.replace(path)
@@ -34,17 +37,25 @@ class MetricsLog:
             self.wandb.finish()
 
 
-def _step(line: str) -> float:
-    """The step of a record; a line torn by a kill is dropped."""
+def _record(line: str) -> dict | None:
+    """None for a line torn by a kill."""
     try:
-        return json.loads(line)["step"]
+        record = json.loads(line)
+        record["step"]
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return None
+    return record
 
 
 def read(path: Path) -> list[dict]:
-    """All records of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """All whole records of a metrics.jsonl; none if there is no such file."""
+    return [r for line in path.read_text().splitlines() if (r := _record(line))] if path.exists() else []
+
+
+def final_loss(records: list[dict]) -> float | None:
+    """The mean training loss of the last steps; None if none was recorded."""
+    losses = [r["train/loss"] for r in records if "train/loss" in r][-LAST:]
+    return statistics.fmean(losses) if losses else None
 
 
 def start_wandb(cfg: TrainConfig, folder: Path, run_id: str) -> Any:

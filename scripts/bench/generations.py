@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from rwkv.page import plot  # noqa: E402
 from rwkv.training.environment import device_name  # noqa: E402
-from rwkv.training.report import plot  # noqa: E402
 
 COLOURS = {"v4": "#999", "v5": "#5a8", "v6": "#58b", "v7": "#c03"}
 SMOOTH = 16  # optimizer steps a point

@@ -24,9 +24,9 @@ from rwkv.model.loss import LossModel  # noqa: E402
 from rwkv.model.rwkv import RWKV  # noqa: E402
 from rwkv.model.size import LoraRank, Size  # noqa: E402
 from rwkv.model.state import State  # noqa: E402
+from rwkv.page import plot  # noqa: E402
 from rwkv.training.environment import device_name  # noqa: E402
 from rwkv.training.optimizer import Optimizer  # noqa: E402
-from rwkv.training.report import plot  # noqa: E402
 
 SYMBOLS, CTX = 16, 16
 MARK, ASK = SYMBOLS, SYMBOLS + 1

@@ -5,9 +5,9 @@ import json
 
 from rich.console import Console
 
-from rwkv.sweep.ledger import Job, Sweep
+from rwkv.sweep.ledger import Job, Sweep, last_lines
 from rwkv.sweep.progress import Progress, Tail
-from rwkv.sweep.screen import Screen, last_lines, seconds_left
+from rwkv.sweep.screen import Screen, seconds_left
 
 
 def line(step, **more):
