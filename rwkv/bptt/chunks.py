@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from rwkv.data.batch import Chunk
+from rwkv.kernels import again
 from rwkv.model.loss import LossModel
 from rwkv.model.state import State
 
 
 class Eager:
-    """Runs `model` on chunks."""
+    """Runs `model` on chunks. selective: what is cheap to compute is not kept for the backward (`rwkv.kernels.again`)."""
 
-    def __init__(self, model: LossModel):
-        self.model = model
+    def __init__(self, model: LossModel, selective: bool = False):
+        self.model, self.selective = model, selective
+        if selective:
+            for block in model.rwkv.blocks:
+                block.register_forward_hook(again.forget)
 
     @torch.no_grad()
     def forward(self, chunk: Chunk, state: State) -> State:
@@ -28,7 +32,8 @@ class Eager:
 
     def forward_with_graph(self, chunk: Chunk, state: State) -> tuple[Tensor, State]:
         """The loss, of each source, and the final state."""
-        return self.model(chunk.tokens, state, chunk.reset, chunk.targets, chunk.weight)
+        with again.selective(self.selective):
+            return self.model(chunk.tokens, state, chunk.reset, chunk.targets, chunk.weight)
 
     def backward_from(self, scalar: Tensor) -> None:
         """Add the gradients of a scalar to `.grad`."""
@@ -65,8 +70,8 @@ class Graphed(Eager):
         say: is told why nothing is captured, if so.
     """
 
-    def __init__(self, model: LossModel, after: int = 8, say: Callable[[str], None] = print):
-        super().__init__(model)
+    def __init__(self, model: LossModel, selective: bool = False, after: int = 8, say: Callable[[str], None] = print):
+        super().__init__(model, selective)
         self.after, self.say = after, say
         self.seen: dict[tuple, int] = {}
         self.graphs: dict[tuple, _Graph] = {}
@@ -103,9 +108,9 @@ class Graphed(Eager):
             torch.cuda.empty_cache()
 
 
-def runner(model: LossModel, graphs: bool, say: Callable[[str], None] = print) -> Eager:
+def runner(model: LossModel, graphs: bool, selective: bool = False, say: Callable[[str], None] = print) -> Eager:
     """What runs chunks of a model: with CUDA graphs if they are asked for and it is on a CUDA device."""
-    return Graphed(model, say=say) if graphs and next(model.parameters()).is_cuda else Eager(model)
+    return Graphed(model, selective, say=say) if graphs and next(model.parameters()).is_cuda else Eager(model, selective)
 
 
 class _Graph:

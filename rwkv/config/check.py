@@ -36,7 +36,7 @@ def _rules(cfg: TrainConfig):
         cfg.strategy.kind == "ds1" and cfg.precision.weights == "bf16",
         "strategy=ds1 with precision=bf16 is not built yet: set strategy=ds2, which needs no more, or precision=fp32",
     )
-    yield deepspeed and cfg.bptt.recompute, f"strategy={cfg.strategy.kind} with bptt.recompute=true is not built yet: set strategy=fsdp, or a smaller ctx_len"
+    yield deepspeed and cfg.bptt.recompute, f"strategy={cfg.strategy.kind} with bptt.recompute is not built yet: set strategy=fsdp, or a smaller ctx_len"
     yield cfg.layout.rows % world != 0, f"layout.rows={cfg.layout.rows} cannot be dealt equally to {world} processes; use a multiple of {world}"
     yield (
         cfg.bptt.mode == "off" and cfg.layout.kind != "document" and cfg.layout.chunks != 1,

@@ -201,7 +201,7 @@ class Bptt:
     mode: Literal["exact", "truncated", "off"]
     depth: Count  # truncated: chunks that a gradient goes back through
     states: Literal["auto", "device", "host", "disk", "sqrt"]  # exact: where the states at chunk boundaries are kept
-    recompute: Bool  # activation checkpointing: one block's graph at a time
+    recompute: Bool | Literal["selective"]  # activation checkpointing: one block's graph at a time; or only what is cheap to compute
     graphs: Bool  # on a CUDA device whole chunks are launched as CUDA graphs: faster for small models, more memory
 
 

@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv.kernels.fused.plain import GROUP_NORM_EPS
-
 
 def raw(*shape: int) -> nn.Parameter:
     """A parameter that is no module's weight, uninitialised."""

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkv.kernels.fused.plain import GROUP_NORM_EPS
 from rwkv.kernels.wkv5 import wkv5
 from rwkv.model import v4
-from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, zigzag
+from rwkv.model.parts import is_matrix, linear, orthogonal, ramps, raw, zigzag
 from rwkv.model.size import Size
 
 WKV = "wkv5"

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv.kernels.fused import relu_squared
+from rwkv.kernels.fused.plain import GROUP_NORM_EPS
 from rwkv.kernels.wkv6 import wkv6
-from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, ramps, raw, zigzag
+from rwkv.model.parts import is_matrix, linear, orthogonal, ramps, raw, zigzag
 from rwkv.model.size import Size
 
 WKV = "wkv6"

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rwkv.kernels.fused import relu_squared, wkv7_inputs, wkv7_readout
+from rwkv.kernels.fused.plain import GROUP_NORM_EPS
 from rwkv.kernels.wkv7 import wkv7
-from rwkv.model.parts import GROUP_NORM_EPS, is_matrix, linear, orthogonal, plus, ramps, raw
+from rwkv.model.parts import is_matrix, linear, orthogonal, plus, ramps, raw
 from rwkv.model.size import LoraRank, Size
 
 WKV = "wkv7"

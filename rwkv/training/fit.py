@@ -61,7 +61,7 @@ def parameters(size: Size) -> int:
 def check_fit(cfg: TrainConfig, size: Size, device: torch.device) -> None:
     """Raises ConfigError before anything is allocated if training cannot fit the device, with the numbers and what to change."""
 
-    def need(rows: int = cfg.layout.rows, ctx: int = cfg.ctx_len.tokens, recompute: bool = cfg.bptt.recompute) -> Need:
+    def need(rows: int = cfg.layout.rows, ctx: int = cfg.ctx_len.tokens, recompute: bool = cfg.bptt.recompute is True) -> Need:
         return training_need(size, rows, ctx, cfg.precision.weights, recompute)
 
     free, wanted = free_bytes(device), need()

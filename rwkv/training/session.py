@@ -238,7 +238,7 @@ def settings_of(cfg: TrainConfig, folder: Path | None, ranks: Ranks | None = Non
     window = {"exact": None, "truncated": cfg.bptt.depth, "off": 1}[cfg.bptt.mode]
     sharing = ranks.world // cfg.strategy.nodes if ranks else 1
     least = ranks.least if ranks and together else int
-    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, cfg.bptt.recompute, sharing=sharing, least=least)
+    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, cfg.bptt.recompute is True, sharing=sharing, least=least)
 
 
 def _interleave(parts: list[Tensor]) -> Tensor:

@@ -31,15 +31,18 @@ from rwkv.training.optimizer import Optimizer  # noqa: E402
 
 CTX, VOCAB, PEAK = 4096, 65536, 989e12  # of an H100 in bf16, dense
 AROUND = ("norm_mix", "wkv7_inputs", "wkv7_readout", "relu_squared", "cross_entropy_")
-ROWS = [  # layers, width, rows, activation checkpointing
+ROWS = [  # layers, width, rows, bptt.recompute
     (12, 768, 16, False),
+    (12, 768, 16, "selective"),
     (24, 2048, 2, False),
+    (24, 2048, 2, "selective"),
+    (24, 2048, 4, "selective"),
     (24, 2048, 8, True),
     (24, 2048, 16, True),
 ]
 
 
-def measure(layers: int, width: int, rows: int, recompute: bool, plain: bool, steps: int) -> dict[str, float]:
+def measure(layers: int, width: int, rows: int, recompute: bool | str, plain: bool, steps: int) -> dict[str, float]:
     """Medians of training steps, each one chunk of CTX tokens in every row."""
     if plain:
         for op in AROUND:
@@ -51,7 +54,7 @@ def measure(layers: int, width: int, rows: int, recompute: bool, plain: bool, st
     optimizer = Optimizer(rwkv, rwkv.optimizer_groups(), betas=(0.9, 0.99), eps=1e-18, weight_decay=0.1)
     for name, weight in initial_weights(size, 0):
         optimizer.put(name, {"master": weight})
-    run, settings = runner(LossModel(rwkv), graphs=True), Settings(CTX, recompute=recompute)
+    run, settings = runner(LossModel(rwkv), True, recompute == "selective"), Settings(CTX, recompute=recompute is True)
     state = State.zeros(size, rows, torch.bfloat16, "cuda")
     times, losses = [], []
     for i in range(4 + steps):
@@ -72,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--fused", action="store_true", help="leave out the rows of plain PyTorch")
     parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -83,14 +87,14 @@ def main() -> None:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {date.today():%d %B %Y}; written by `scripts/bench/model_gpu.py`. ctx {CTX}, vocabulary {VOCAB},",
         "bf16 with fp32 masters, fused AdamW, clipping; medians. The share of the peak counts 6 FLOPs a weight and token, the recurrence and",
         "what is computed again not counted.", "",
-        "| layers x width | rows | activation checkpointing | around the recurrence | tokens/s | peak GB | share of the peak | loss |", "|---|---|---|---|---|---|---|---|",
+        "| layers x width | rows | bptt.recompute | around the recurrence | tokens/s | peak GB | share of the peak | loss |", "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     print("\n".join(lines), flush=True)
     for i, (layers, width, rows, recompute) in enumerate(ROWS):
-        for plain in (True, False):
+        for plain in (False,) if recompute == "selective" or args.fused else (True, False):
             command = [sys.executable, __file__, "--row", str(i), "--steps", str(args.steps), *(["--plain"] if plain else [])]
             done = subprocess.run(command, capture_output=True, text=True)
-            start = f"| {layers} x {width} | {rows} | {'yes' if recompute else 'no'} | {'plain PyTorch' if plain else 'fused'} |"
+            start = f"| {layers} x {width} | {rows} | {str(recompute).lower()} | {'plain PyTorch' if plain else 'fused'} |"
             if done.returncode:
                 lines.append(f"{start} {(done.stderr.strip().splitlines() or ['?'])[-1][:80]} | | | |")
             else:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from rwkv.bptt.chunks import Eager
 from rwkv.bptt.engine import Bptt, Settings, gradient
 from rwkv.bptt.states import Buffers
 from rwkv.data.batch import Batch
@@ -127,6 +128,15 @@ def test_activation_checkpointing_equals_one_backward():
     got = gradient(model, batch, state, Settings(16, recompute=True), batch.predicted, want_state_grad=True)
     assert worst(grads(model), want) < 1e-12
     torch.testing.assert_close(got.d_state.wkv, d_state[1], rtol=1e-10, atol=1e-12)
+
+
+def test_selective_recomputation_changes_no_bit():
+    batch, plain = make_batch(), make_model(torch.float32)
+    state = make_state(plain)
+    gradient(plain, batch, state, Settings(16), batch.predicted)
+    model = make_model(torch.float32)
+    gradient(Eager(model, selective=True), batch, state, Settings(16), batch.predicted)
+    assert all(torch.equal(g, grads(plain)[n]) for n, g in grads(model).items())
 
 
 def test_truncated_differs_and_its_loss_does_not():

@@ -16,7 +16,7 @@ from tests.bptt.test_engine import grads, make_batch, make_model, make_state, wh
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("way", ["plain", "recompute", "graphs"])
+@pytest.mark.parametrize("way", ["plain", "recompute", "selective", "graphs"])
 @pytest.mark.parametrize("states", ["device", "host", "disk", "sqrt", "auto"])
 def test_equals_one_backward_on_the_cpu(states, way, tmp_path):
     model, batch = make_model(), make_batch(length=400)
@@ -25,7 +25,7 @@ def test_equals_one_backward_on_the_cpu(states, way, tmp_path):
     model.zero_grad()
     gpu = copy.deepcopy(model).cuda()
     settings = Settings(8, None, states, tmp_path, way == "recompute")
-    runs = Graphed(gpu, after=2) if way == "graphs" else Eager(gpu)
+    runs = Graphed(gpu, after=2) if way == "graphs" else Eager(gpu, way == "selective")
     got = gradient(runs, batch, state.map(torch.Tensor.cuda), settings, batch.predicted, want_state_grad=True)
     assert worst({n: g.cpu() for n, g in grads(gpu).items()}, want) < 1e-11
     assert abs(got.loss.cpu() - loss) < 1e-11
@@ -71,3 +71,17 @@ def test_memory_is_flat(recompute):
         gradient(model, batch, state, settings, batch.predicted)
         peak[chunks] = torch.cuda.max_memory_allocated()
     assert abs(peak[64] - peak[8]) < 2**20
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_selective_recomputation_changes_no_bit_and_takes_less_memory(graphs):
+    found, peak = {}, {}
+    for selective in (False, True):
+        model, state = big(torch.bfloat16)
+        runs = Graphed(model, selective, after=2) if graphs else Eager(model, selective)
+        batch = make_batch(rows=12, length=256 * 6, resets=False)
+        torch.cuda.reset_peak_memory_stats()
+        gradient(runs, batch, state, Settings(256, None, "host"), batch.predicted)
+        found[selective], peak[selective] = grads(model), torch.cuda.max_memory_allocated()
+    assert all(torch.equal(g, found[False][n]) for n, g in found[True].items())
+    assert peak[True] < 0.8 * peak[False]

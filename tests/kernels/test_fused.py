@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from rwkv.kernels import fused, registry
+from rwkv.kernels import fused
 from tests.kernels.test_wkv7 import worst
 from tests.kernels.test_wkv7_gpu import cuda, interpret, interpreted
 

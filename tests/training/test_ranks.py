@@ -39,7 +39,7 @@ def ragged_text(folder):
 CASES = [
     ("ddp", "layout=document"),
     ("ddp", "layout=stream"),
-    ("fsdp", "layout=document"),
+    ("fsdp", "layout=document", "bptt.recompute=selective"),
     ("fsdp", "layout=document", "bptt.recompute=true", "arch=v6"),
     ("ds1", "layout=document"),
     ("ds2_offload", "layout=document"),

@@ -2,7 +2,7 @@
 
 Legend: n chunks, G = B*H, C tokens a chunk, N head size. `triton_kernels.py` has the math of P, Q, D, Rw, Y0 and Ti.
 Kept for the backward: the inputs, and for each chunk S, P [N, N], Rw [C, N] and Ti [C, C] in the dtype of the products;
-with `Plan.recompute` only S.
+with `Plan.recompute`, or selective recomputation (`rwkv.kernels.again`), only S.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv.errors import KernelError
-from rwkv.kernels import gpu
+from rwkv.kernels import again, gpu
 
 # larger ones do not fit in the registers
 HEAD_SIZES = {torch.bfloat16: (16, 32, 64, 128), torch.float16: (16, 32, 64), torch.float32: (16, 32, 64)}
@@ -61,7 +61,7 @@ class Plan:
     dot: torch.dtype  # of the operands of products, and of the tiles kept
     prec: str  # how fp32 operands multiply
     rows: int  # of the state in one program of the chain
-    recompute: bool = False  # what the backward can compute again, rather than keep it: less memory, more time
+    recompute: bool = False  # more of what the backward can compute again, rather than keep it: less memory, more time
     factors: tuple[int, int | None] = (4, None)  # warps of chunk_factors, and its most registers a thread
     gradients: tuple[int, int | None] = (4, None)  # the same of gradients
     small: tuple[int, int | None] = (4, None)  # the same of outputs and chain_source
@@ -86,12 +86,13 @@ def _forward(inputs, state, reset, keep):
     r, state, flags = inputs[0], state.contiguous(), gpu.flags(reset)
     go = _Launch(r, flags)
     S, y, last = go.tile(go.N, go.N), torch.empty_like(r), torch.empty_like(state)
+    recompute = go.plan.recompute or again.selecting()
     with gpu.on_device_of(r):
-        P, Q, D, Rw, Y0, Ti = _factors(go, inputs, keep and not go.plan.recompute)
+        P, Q, D, Rw, Y0, Ti = _factors(go, inputs, keep and not recompute)
         go.chain("chain", P, Q, D, state, S, last, REVERSE=False)
         go.chunks("outputs", Rw, Y0, S, y)
-    again = (None,) * 4 if go.plan.recompute else (P, D, Rw, Ti)
-    return y, last, (*inputs, flags, S, *again) if keep else None
+    factors = (None,) * 4 if recompute else (P, D, Rw, Ti)
+    return y, last, (*inputs, flags, S, *factors) if keep else None
 
 
 def _factors(go, inputs, keep):

@@ -37,7 +37,7 @@ class Fsdp(Whole):
         return rwkv
 
     def _make_runner(self, cfg: TrainConfig) -> Eager:
-        return Eager(self.model)
+        return Eager(self.model, cfg.bptt.recompute == "selective")
 
     def clip(self, max_norm: float) -> float:
         return self.optimizer.clip(max_norm).full_tensor().item()

@@ -40,7 +40,7 @@ class Whole(Strategy):
         return rwkv
 
     def _make_runner(self, cfg: TrainConfig) -> Eager:
-        return runner(self.model, cfg.bptt.graphs)
+        return runner(self.model, cfg.bptt.graphs, cfg.bptt.recompute == "selective")
 
     def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         for name, weight in weights:
