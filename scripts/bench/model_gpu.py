@@ -37,6 +37,7 @@ ROWS = [  # layers, width, rows, bptt.recompute
     (24, 2048, 2, False),
     (24, 2048, 2, "selective"),
     (24, 2048, 4, "selective"),
+    (24, 2048, 6, "selective"),
     (24, 2048, 8, True),
     (24, 2048, 16, True),
 ]
