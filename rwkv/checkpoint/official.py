@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rwkv.checkpoint import huggingface, store
+from rwkv.checkpoint import huggingface, shards, store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.errors import CheckpointError
 from rwkv.model.rwkv import GENERATIONS, RWKV
@@ -116,7 +116,7 @@ def _from_folder(path: Path) -> dict[str, Tensor]:
         checkpoint = store.newest_good(RunFolder(path).checkpoints, warn=print)
     if checkpoint is None:
         raise CheckpointError(f"{path}: neither a checkpoint nor a run folder with one")
-    return _read_safetensors(checkpoint / "model.safetensors")
+    return dict(shards.Tensors(checkpoint, "model"))
 
 
 def size_of(weights: dict[str, Tensor]) -> Size:

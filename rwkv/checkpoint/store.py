@@ -1,8 +1,9 @@
 """Checkpoints that are either whole or not there.
 
 A checkpoint is a folder `step-N` (`step-N+W` when W chunks of the next step are done too) of safetensors and JSON files and a
-manifest of their digests. It is written under another name, synced to disk, its manifest last, and then renamed; every file
-is checked against the manifest before anything of it is used. No file format that could run code is read.
+manifest of their digests. It is written under another name, by all processes together, synced to disk, its manifest last, and
+then renamed; every file is checked against the manifest before anything of it is used. No file format that could run code is
+read: torch's distributed checkpoint is not used because its metadata is a pickle, which loading would run.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,50 +36,81 @@ class Keep:
     best: int = 0
 
 
-def save(root: Path, step: int, work: int, writers: dict[str, Writer], keep: Keep, size: int = 0) -> Path:
-    """Write one checkpoint, then drop those of later points, which another past led to, and those that `keep` does not keep.
+@dataclass(frozen=True)
+class Draft:
+    """A checkpoint that is being written: of `step` optimizer steps and `work` chunks of the next one.
 
-    Args:
-        root: the run's folder of checkpoints.
-        step, work: optimizer steps done, and chunks of the next one.
-        writers: file name -> function that writes that file at the path given.
-        size: bytes that will be written, as far as they are known: so many must be free before anything is.
-
-    Raises:
-        CheckpointError: it could not be written (disk full, folder not writable); older ones are as they were.
+    root: the run's folder of checkpoints.
+    attempt: the same in all processes that write this one, and in no others.
     """
-    final = root / name_of(step, work)
-    check_room(root, final.name, size)
-    temp = root / f".writing-{final.name}-{os.getpid()}"
-    try:
-        temp.mkdir(parents=True)
-        files = {}
-        for name, write in writers.items():
-            write(temp / name)
-            sync(temp / name)
-            files[name] = {"sha256": digest(temp / name), "bytes": (temp / name).stat().st_size}
-        (temp / MANIFEST).write_text(_manifest(files))
-        sync(temp / MANIFEST)
-        sync(temp)
-        if final.exists():  # the same point again, after a resume from an older one
-            os.replace(final, root / f".old-{final.name}-{os.getpid()}")
-        os.replace(temp, final)
-        sync(root)
-    except Exception as error:  # safetensors raises its own types for a full disk
-        clean(root)
-        raise CheckpointError(f"checkpoint {final} could not be written: {error}; older checkpoints are as they were") from error
-    retain(root, final, keep)
-    return final
 
+    root: Path
+    step: int
+    work: int
+    attempt: str
 
-def check_room(root: Path, name: str, size: int) -> None:
-    """Raises CheckpointError unless `size` bytes are free where checkpoint `name` is to be written."""
-    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free
-    if size > free:
-        raise CheckpointError(
-            f"checkpoint {root / name} was not written: it takes {human(size)}, and {human(free)} are free on that disk; make room there, "
-            "or keep fewer (checkpoint.keep, keep_every, best); older checkpoints are as they were"
-        )
+    @property
+    def final(self) -> Path:
+        return self.root / name_of(self.step, self.work)
+
+    @property
+    def temp(self) -> Path:
+        return self.root / f".writing-{self.final.name}-{self.attempt}"
+
+    def check_room(self, size: int) -> None:
+        """Raises CheckpointError unless `size` bytes are free where the checkpoint is to be."""
+        free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
+        if size > free:
+            raise CheckpointError(
+                f"checkpoint {self.final} was not written: it takes {human(size)}, and {human(free)} are free on that disk; make room there, "
+                "or keep fewer (checkpoint.keep, keep_every, best); older checkpoints are as they were"
+            )
+
+    def write(self, writers: dict[str, Writer]) -> dict[str, dict]:
+        """Write some of its files, and return once they are on the disk.
+
+        Args:
+            writers: file name -> function that writes that file at the path given.
+
+        Returns:
+            What the manifest says of them.
+
+        Raises:
+            CheckpointError: one could not be written (disk full, folder not writable).
+        """
+        with self._explained():
+            self.temp.mkdir(parents=True, exist_ok=True)
+            return {name: self._write(self.temp / name, write) for name, write in writers.items()}
+
+    def _write(self, path: Path, write: Writer) -> dict:
+        write(path)
+        sync(path)
+        return {"sha256": digest(path), "bytes": path.stat().st_size}
+
+    def commit(self, files: dict[str, dict], keep: Keep) -> Path:
+        """Make it a checkpoint, of these files, all written. Then drop those of later points, which another past led to, and
+        those that `keep` does not keep.
+
+        Raises:
+            CheckpointError: it could not be done; older ones are as they were, once `clean` has been called.
+        """
+        with self._explained():
+            (self.temp / MANIFEST).write_text(_manifest(files))
+            sync(self.temp / MANIFEST)
+            sync(self.temp)
+            if self.final.exists():  # the same point again, after a resume from an older one
+                os.replace(self.final, self.root / f".old-{self.final.name}-{self.attempt}")
+            os.replace(self.temp, self.final)
+            sync(self.root)
+        retain(self.root, self.final, keep)
+        return self.final
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # safetensors raises its own types for a full disk
+            raise CheckpointError(f"checkpoint {self.final} could not be written: {error}; older checkpoints are as they were") from error
 
 
 def retain(root: Path, newest: Path, keep: Keep) -> None:
@@ -122,24 +154,43 @@ def points(root: Path) -> list[Path]:
     return [f for *_, f in sorted(found, reverse=True) if (f / MANIFEST).is_file()]
 
 
-def problems(checkpoint: Path) -> Iterator[str]:
-    """What is wrong with a checkpoint, each file that differs from the manifest named; nothing if it is sound."""
+def problems(checkpoint: Path, share: slice = slice(None)) -> Iterator[str]:
+    """What is wrong with a checkpoint, each file that differs from the manifest named; nothing if it is sound.
+
+    share: of the files, largest first, those that are looked at here.
+    """
     try:
-        text = (checkpoint / MANIFEST).read_text()
+        files = manifest(checkpoint)
+    except CheckpointError as error:
+        yield str(error)
+        return
+    for name, file in sorted(files.items(), key=lambda item: (-item[1]["bytes"], item[0]))[share]:
+        wrong = _wrong(checkpoint / name, file["sha256"], file["bytes"])
+        if wrong:
+            yield f"{checkpoint / name}: {wrong}"
+
+
+def _wrong(file: Path, sha256: str, size: int) -> str | None:
+    if not file.is_file():
+        return "missing"
+    if file.stat().st_size != size:
+        return f"{file.stat().st_size} bytes, written with {size}"
+    return None if digest(file) == sha256 else "its content has changed since it was written"
+
+
+def manifest(checkpoint: Path) -> dict[str, dict]:
+    """File name -> sha256, bytes. Raises CheckpointError if it is missing or not as it was written."""
+    path = checkpoint / MANIFEST
+    try:
+        text = path.read_text()
         files = json.loads(text)["files"]
         if text != _manifest(files):
             raise ValueError("its content has changed since it was written")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"{checkpoint / MANIFEST}: {error}"
-        return
-    for name, (sha256, size) in ((n, (f["sha256"], f["bytes"])) for n, f in files.items()):
-        file = checkpoint / name
-        if not file.is_file():
-            yield f"{file}: missing"
-        elif file.stat().st_size != size:
-            yield f"{file}: {file.stat().st_size} bytes, written with {size}"
-        elif digest(file) != sha256:
-            yield f"{file}: its content has changed since it was written"
+        raise CheckpointError(f"{path}: {error}") from error
+    return files
 
 
 def _manifest(files: dict[str, dict]) -> str:
@@ -148,15 +199,17 @@ def _manifest(files: dict[str, dict]) -> str:
     return json.dumps({"files": files, "manifest": own}, indent=1)
 
 
-def newest_good(root: Path, warn: Callable[[str], None]) -> Path | None:
+def newest_good(root: Path, warn: Callable[[str], None], find: Callable[[Path], list[str]] = lambda p: list(problems(p))) -> Path | None:
     """The newest checkpoint whose every file is as written; None if there never was one. Bad ones are named to `warn`.
+
+    find: gives a checkpoint's problems.
 
     Raises:
         CheckpointError: there are checkpoints, and none is sound.
     """
     found = points(root)
     for checkpoint in found:
-        wrong = list(problems(checkpoint))
+        wrong = find(checkpoint)
         if not wrong:
             return checkpoint
         warn(f"{checkpoint.name} is damaged and not used: {'; '.join(wrong)}")

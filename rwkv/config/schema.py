@@ -259,6 +259,7 @@ class Checkpoint:
     minutes: NonNegative  # also when so many minutes have passed, in the middle of a long document too; 0: never
     keep: Count  # newest checkpoints kept
     keep_every: Count0  # those of every so many optimizer steps are saved and kept for ever; 0: none
+    background: Bool  # written beside training, which waits only while it is copied: 12 bytes of host memory for each parameter, shared by the ranks
     best: Count0  # so many of the lowest validation losses are saved and kept too
     new_data: Literal["refuse", "accept"]  # where the data has changed since a checkpoint: accept begins the new data at its start
 

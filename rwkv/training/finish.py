@@ -20,8 +20,9 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
     validated = session.validate()
     final = folder.checkpoints / store.name_of(session.step, 0)
     if session.ranks.any(session.ranks.first and any(store.problems(final))):  # a run killed below has it already
-        session.save()
+        session.ranks.together(session.save)
     text = sample(session)
+    session.ranks.together(session.saver.finish)
     if not session.ranks.first:
         return
     log.write({"step": session.step, "tokens": session.tokens, "time": session.clock(), **validated})

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -74,7 +75,12 @@ def run(session: Session, overrides: list[str], stop: Stop, display: Display, st
         if stopped:
             display.say(f"stopped at step {session.step}; the same command goes on from there")
         else:
+            attempt(session.saver.finish, display)
             finish(session, display, log)
+    except Exception:
+        if ranks.world == 1:  # of several, others may never come to an agreement
+            attempt(session.saver.finish, display)
+        raise
     finally:
         if log:
             log.close()
@@ -143,19 +149,32 @@ class Breaks:
         return bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
 
     def _take(self, due: bool, step: Step | None) -> bool:
-        ending = self.session.ranks.any(self.stop.requested)
-        if not (ending or self.session.ranks.any(due)):
+        ranks, saver = self.session.ranks, self.session.saver
+        ending, due, ready = ranks.count(self.stop.requested, due, saver.ready)
+        if ready == ranks.world:
+            attempt(saver.advance, self.display)
+        if not (ending or due):
             return False
-        try:
-            path = self.session.save(step)
-            if path:
-                self.display.say(f"checkpoint {path.name}")
-        except CheckpointError as error:
-            if ending:
-                raise
-            self.display.say(f"warning: {error}; training goes on")
+        attempt(saver.finish, self.display)
+        if ending:
+            tell(ranks.together(lambda: self.session.save(step, wait=True)), self.display)
+        else:
+            attempt(lambda: self.session.save(step), self.display)
         self.saved_at = time.monotonic()
-        return ending
+        return bool(ending)
+
+
+def attempt(saving: Callable[[], Path | None], display: Display) -> None:
+    """A part of a save without which training goes on."""
+    try:
+        tell(saving(), display)
+    except CheckpointError as error:
+        display.say(f"warning: {error}; training goes on")
+
+
+def tell(written: Path | None, display: Display) -> None:
+    if written:
+        display.say(f"checkpoint {written.name}")
 
 
 def optimizer_step(session: Session, step: Step, display: Display) -> dict[str, float | int | str | dict]:
@@ -184,6 +203,7 @@ def pass_over(session: Session, step: Step, display: Display, wrong: str) -> dic
     guard, action = session.guard, session.cfg.trainer.on_nan
     record = {"step": session.step + 1, "tokens": session.tokens + step.tokens, "bad": wrong, "action": action, "position": step.position}
     ends = guard.refuse()
+    attempt(session.saver.finish, display)
     point = newest(session, display) if action == "rewind" and not ends else None
     if ends or (action == "rewind" and point is None):
         session.ranks.first_alone(lambda: end(session.folder, guard, record))
@@ -227,7 +247,10 @@ def resume(session: Session, display: Display) -> None:
 
 def newest(session: Session, display: Display) -> Path | None:
     """The newest sound checkpoint of the run, if it has any."""
-    return session.ranks.together(lambda: store.newest_good(session.folder.checkpoints, display.say))
+    ranks = session.ranks
+    share = slice(ranks.rank, None, ranks.world)
+    find = lambda checkpoint: sum(ranks.gather(list(store.problems(checkpoint, share))), [])
+    return ranks.together(lambda: store.newest_good(session.folder.checkpoints, display.say, find))
 
 
 def self_check(session: Session, display: Display) -> None:

@@ -53,9 +53,15 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
+    def count(self, *flags: bool) -> list[int]:
+        """On how many ranks each is true: the same answer everywhere."""
+        if self.world == 1:
+            return [int(flag) for flag in flags]
+        return [int(n) for n in self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()]
+
     def any(self, flag: bool) -> bool:
         """Whether it is true on any rank: the same answer everywhere."""
-        return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+        return self.count(flag)[0] > 0
 
     def least(self, number: int) -> int:
         """The least over all ranks, on every rank."""

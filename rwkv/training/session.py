@@ -2,15 +2,15 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rwkv.bptt.engine import Settings
-from rwkv.bptt.states import size_bytes
-from rwkv.checkpoint import official, store
+from rwkv.checkpoint import official, shards, store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.derived import peak_lr, size_of
 from rwkv.config.schema import TrainConfig
@@ -24,6 +24,7 @@ from rwkv.training import strategies
 from rwkv.training.fit import check_fit
 from rwkv.training.guard import Guard
 from rwkv.training.ranks import Ranks
+from rwkv.training.saving import Saver
 from rwkv.training.schedule import learning_rate
 from rwkv.training.step import Step
 from rwkv.training.strategies import MASTER
@@ -62,6 +63,8 @@ class Session:
         self.step, self.tokens, self.seconds, self.wandb_id = 0, 0, 0.0, ""
         self.val_loss: float | None = None
         self.guard = Guard(cfg.trainer)
+        if folder:
+            self.saver = Saver(ranks, folder.checkpoints, store.Keep(cfg.checkpoint.keep, cfg.checkpoint.keep_every, cfg.checkpoint.best))
         self.carry = self.zero_state(len(range(ranks.rank, cfg.layout.rows, ranks.world)))
         self.unfinished: tuple[dict, dict[str, Tensor]] | None = None
         self.since = time.monotonic()
@@ -145,21 +148,29 @@ class Session:
         self.seconds, self.since = self.seconds + now - self.since, now
         return self.seconds
 
-    def save(self, step: Step | None = None) -> Path | None:
-        """Write a checkpoint: between steps, or inside of `step`. Every rank calls it; the first one writes.
+    def save(self, step: Step | None = None, wait: bool = False) -> Path | None:
+        """Begin a checkpoint, none being written: between steps, or inside of `step`. Every rank calls it, and writes its share.
+
+        wait: until it is complete, as with checkpoint.background=false; else it is written beside training.
+
+        Returns:
+            The checkpoint, if it is complete.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: it could not be written. On every rank.
         """
         position = step.position if step else self.data.state_dict()
         if not self.strategy.stops_inside:
             step = None  # it will be done again from its start
-        rows = self.ranks.gather((step.carry if step else self.carry).to("cpu").tensors())
-        parts = self.ranks.gather(self._part(step)) if step else []
-        entries = {name: self.strategy.whole(name, self.ranks.first) for name in self.strategy.shapes}
-        if not self.ranks.first:
-            return None
-        shift, wkv = (_interleave([r[i] for r in rows]) for i in (0, 1))
+        wait = wait or not self.cfg.checkpoint.background
+        keep = _on_host if wait else self.saver.copy
+        tensors = self._weights(keep)
+        state = step.carry if step else self.carry
+        tensors["carry"] = {"shift": state.shift, "wkv": state.wkv, "rng": torch.get_rng_state()}
+        if step:
+            tensors["unfinished"] = self._part(step)
+        for kind in tensors.keys() - {"model", "optimizer"}:
+            tensors[kind] = {n: _on_host(n, x) if wait else _on_host(n, x.clone()) for n, x in tensors[kind].items()}
         progress = {
             "step": self.step,
             "tokens": self.tokens,
@@ -171,18 +182,18 @@ class Session:
             "val_loss": None if step else self.val_loss,
             "guard": self.guard.state_dict(),
         }
-        optimizer = {f"{key}/{name}": x for name, es in entries.items() for key, x in es.items() if key != MASTER}
-        tensors = {
-            "model.safetensors": {name: es[MASTER] for name, es in entries.items()},
-            "optimizer.safetensors": optimizer,
-            "carry.safetensors": {"shift": shift, "wkv": wkv, "rng": torch.get_rng_state()},
-            **{f"unfinished-{rank}.safetensors": part for rank, part in enumerate(parts)},
-        }
-        writers = {name: _tensor_writer(content) for name, content in tensors.items()}
-        writers[store.PROGRESS] = lambda path: path.write_text(json.dumps(progress, indent=1))
-        size = sum(size_bytes(list(content.values())) for content in tensors.values())
-        keep = store.Keep(self.cfg.checkpoint.keep, self.cfg.checkpoint.keep_every, self.cfg.checkpoint.best)
-        return store.save(self.folder.checkpoints, self.step, step.work if step else 0, writers, keep, size)
+        texts = {store.PROGRESS: json.dumps(progress, indent=1)} if self.ranks.first else {}
+        self.saver.start(self.step, step.work if step else 0, tensors, texts)
+        return self.saver.finish() if wait else None
+
+    def _weights(self, keep: Callable[[str, Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
+        """This rank's share of master weights and Adam's entries, by kind, what is kept of each."""
+        owner, model, optimizer = shards.deal(self.strategy.shapes, self.ranks.world), {}, {}
+        for name in self.strategy.shapes:
+            for key, x in self.strategy.whole(name, owner[name] == self.ranks.rank).items():
+                entry = f"{key}/{name}"
+                (model if key == MASTER else optimizer)[name if key == MASTER else entry] = keep(entry, x)
+        return {"model": model, "optimizer": optimizer}
 
     def _part(self, step: Step) -> dict[str, Tensor]:
         """This rank's share of an unfinished step as flat tensors."""
@@ -203,34 +214,36 @@ class Session:
                 "put the data back, set checkpoint.new_data=accept to go on with the new from its start, or set seed=2 for a new run"
             )
         self.restore(checkpoint)
-        carry = load_file(checkpoint / "carry.safetensors")
-        torch.set_rng_state(carry["rng"])
+        carry = [load_file(file) for file in shards.files(checkpoint, "carry")]
+        torch.set_rng_state(carry[0]["rng"])
         mine = slice(self.ranks.rank, None, self.ranks.world)
         if same_data:
-            self.carry = State(carry["shift"][mine], carry["wkv"][mine]).to(self.ranks.device)
+            shift, wkv = (_interleave([part[name] for part in carry])[mine] for name in ("shift", "wkv"))
+            self.carry = State(shift, wkv).to(self.ranks.device)
             self.data.load_state_dict(progress["position"])
         self.step, self.tokens, self.seconds = progress["step"], progress["tokens"], progress["seconds"]
         self.wandb_id = progress["wandb_id"]
         if "guard" in progress:  # a checkpoint of before there was one has none
             self.guard.load_state_dict(progress["guard"])
-        part = checkpoint / f"unfinished-{self.ranks.rank}.safetensors"
+        parts = shards.files(checkpoint, "unfinished")
         # cut into other parts, the step is done again from its start
-        if same_data and part.exists() and progress["parts"] == self._parts():
-            flat = load_file(part)
+        if same_data and parts and progress["parts"] == self._parts():
+            flat = load_file(parts[self.ranks.rank])
             grads = {n.removeprefix("grads/"): x for n, x in flat.items() if n.startswith("grads/")}
             self.unfinished = _unflatten({n: x for n, x in flat.items() if not n.startswith("grads/")}), grads
         self.since = time.monotonic()
 
     def restore(self, checkpoint: Path) -> None:
         """Weights and moments of a verified checkpoint, no more. Raises CheckpointError if it is of another model."""
-        entries = {name: {MASTER: w} for name, w in load_file(checkpoint / "model.safetensors").items()}
-        if {n: e[MASTER].shape for n, e in entries.items()} != self.strategy.shapes:
+        model, optimizer = shards.Tensors(checkpoint, "model"), shards.Tensors(checkpoint, "optimizer")
+        if model.shapes() != self.strategy.shapes:
             raise CheckpointError(f"{checkpoint}: its tensors are not those of the model that the settings describe")
-        for key, x in load_file(checkpoint / "optimizer.safetensors").items():
-            entry, name = key.split("/", 1)
-            entries[name][entry] = x
+        keys: dict[str, list[str]] = {name: [] for name in model}
+        for entry in optimizer:
+            key, name = entry.split("/", 1)
+            keys[name].append(key)
         for name in self.strategy.shapes:
-            self.strategy.put(name, entries[name])
+            self.strategy.put(name, {MASTER: model[name], **{key: optimizer[f"{key}/{name}"] for key in keys[name]}})
 
 
 def settings_of(cfg: TrainConfig, folder: Path | None, ranks: Ranks | None = None, together: bool = False) -> Settings:
@@ -249,8 +262,9 @@ def _interleave(parts: list[Tensor]) -> Tensor:
     return out
 
 
-def _tensor_writer(tensors: dict[str, Tensor]):
-    return lambda path: save_file({n: x.detach().cpu().contiguous() for n, x in tensors.items()}, path)
+def _on_host(_: str, x: Tensor) -> Tensor:
+    """In one piece; x itself where it is so already."""
+    return x.detach().cpu().contiguous()
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Tensor]:

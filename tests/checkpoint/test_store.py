@@ -18,6 +18,17 @@ from rwkv.errors import CheckpointError
 from tests.conftest import ROOT
 
 
+def save(root, step, work, writers, keep, size=0):
+    """A checkpoint of one process, as the run's saver makes it."""
+    draft = store.Draft(root, step, work, "123")
+    try:
+        draft.check_room(size)
+        return draft.commit(draft.write(writers), keep)
+    except CheckpointError:
+        store.clean(root)
+        raise
+
+
 def writers(value, n=1000):
     return {
         "model.safetensors": lambda p: save_file({"x": torch.full((n,), float(value))}, p),
@@ -35,14 +46,14 @@ def names(root):
 
 def test_newest_first_and_the_oldest_dropped(tmp_path):
     for step, work in ((1, 0), (2, 0), (2, 5), (2, 12), (10, 0)):
-        store.save(tmp_path, step, work, writers(step), keep=store.Keep(3))
+        save(tmp_path, step, work, writers(step), keep=store.Keep(3))
     assert names(tmp_path) == ["step-00000010", "step-00000002+000012", "step-00000002+000005"]
     assert sorted(os.listdir(tmp_path)) == sorted(names(tmp_path))
 
 
 def test_the_same_point_again_replaces_it(tmp_path):
-    store.save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
-    store.save(tmp_path, 1, 0, writers(2), keep=store.Keep(2))
+    save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
+    save(tmp_path, 1, 0, writers(2), keep=store.Keep(2))
     assert load_file(store.newest_good(tmp_path, print) / "model.safetensors")["x"][0] == 2
     assert os.listdir(tmp_path) == ["step-00000001"]
 
@@ -50,41 +61,41 @@ def test_the_same_point_again_replaces_it(tmp_path):
 def test_a_save_replaces_the_future_it_was_resumed_before(tmp_path):
     """Damaged newer points, and one of another number of ranks, are not kept in place of the one just written."""
     for step, work in ((20, 0), (30, 7), (30, 0)):
-        store.save(tmp_path, step, work, writers(step), keep=store.Keep(9))
-    store.save(tmp_path, 30, 12, writers(30), keep=store.Keep(9))
+        save(tmp_path, step, work, writers(step), keep=store.Keep(9))
+    save(tmp_path, 30, 12, writers(30), keep=store.Keep(9))
     (tmp_path / "step-00000030" / "progress.json").write_text("damaged")
-    written = store.save(tmp_path, 25, 0, writers(25), keep=store.Keep(1))
+    written = save(tmp_path, 25, 0, writers(25), keep=store.Keep(1))
     assert names(tmp_path) == [written.name] == ["step-00000025"]
-    store.save(tmp_path, 25, 40, writers(25), keep=store.Keep(2))
-    store.save(tmp_path, 25, 16, writers(25), keep=store.Keep(2))
+    save(tmp_path, 25, 40, writers(25), keep=store.Keep(2))
+    save(tmp_path, 25, 16, writers(25), keep=store.Keep(2))
     assert names(tmp_path) == ["step-00000025+000016", "step-00000025"]
 
 
 def test_every_nth_and_the_best_are_kept_for_ever(tmp_path):
     losses = {10: 3.0, 15: 2.0, 20: None, 25: 2.5, 30: 2.2, 35: float("nan"), 40: 2.7}
     for step, loss in losses.items():
-        store.save(tmp_path, step, 0, scored(loss), store.Keep(newest=1, every=20, best=2))
+        save(tmp_path, step, 0, scored(loss), store.Keep(newest=1, every=20, best=2))
     assert names(tmp_path) == [f"step-{n:08d}" for n in (40, 30, 20, 15)]
-    store.save(tmp_path, 40, 7, scored(None), store.Keep(newest=1, every=20, best=1))
+    save(tmp_path, 40, 7, scored(None), store.Keep(newest=1, every=20, best=1))
     assert names(tmp_path) == ["step-00000040+000007", *(f"step-{n:08d}" for n in (40, 20, 15))]
     (tmp_path / "step-00000015" / store.PROGRESS).write_text("damaged")  # it is no longer known to be the best
-    store.save(tmp_path, 41, 0, scored(9.0), store.Keep(newest=1, best=1))
+    save(tmp_path, 41, 0, scored(9.0), store.Keep(newest=1, best=1))
     assert names(tmp_path) == ["step-00000041", "step-00000040"]
 
 
 def test_a_disk_without_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
-    older = store.save(tmp_path, 1, 0, writers(1), store.Keep(1))
+    older = save(tmp_path, 1, 0, writers(1), store.Keep(1))
     written = []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
     with pytest.raises(CheckpointError, match=r"step-00000002 was not written: it takes 6 kB, and 5 kB are free .*make room"):
-        store.save(tmp_path, 2, 0, {"a": written.append}, store.Keep(1), size=6000)
+        save(tmp_path, 2, 0, {"a": written.append}, store.Keep(1), size=6000)
     assert not written and os.listdir(tmp_path) == [older.name]
-    store.save(tmp_path, 2, 0, writers(2), store.Keep(1), size=5000)
+    save(tmp_path, 2, 0, writers(2), store.Keep(1), size=5000)
 
 
 @pytest.mark.parametrize("replaced", ["step-00000001", "step-00000001+000005"])
 def test_killed_between_the_two_renames(replaced, tmp_path):
-    point = store.save(tmp_path, 1, 5 if "+" in replaced else 0, writers(1), keep=store.Keep(1))
+    point = save(tmp_path, 1, 5 if "+" in replaced else 0, writers(1), keep=store.Keep(1))
     point.rename(tmp_path / f".old-{replaced}-123")
     (tmp_path / f".writing-{replaced}-123").mkdir()
     store.clean(tmp_path)
@@ -92,7 +103,7 @@ def test_killed_between_the_two_renames(replaced, tmp_path):
 
 
 def test_a_rename_that_fails_leaves_the_point_that_was_there(tmp_path, monkeypatch):
-    store.save(tmp_path, 1, 0, writers(1), keep=store.Keep(1))
+    save(tmp_path, 1, 0, writers(1), keep=store.Keep(1))
     rename = os.replace
 
     def fails(source, target):
@@ -102,13 +113,13 @@ def test_a_rename_that_fails_leaves_the_point_that_was_there(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(CheckpointError, match="Input/output error"):
-        store.save(tmp_path, 1, 0, writers(2), keep=store.Keep(1))
+        save(tmp_path, 1, 0, writers(2), keep=store.Keep(1))
     assert os.listdir(tmp_path) == ["step-00000001"]
 
 
 def test_every_flipped_bit_is_detected(tmp_path):
-    store.save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
-    point = store.save(tmp_path, 2, 0, writers(2), keep=store.Keep(2))
+    save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
+    point = save(tmp_path, 2, 0, writers(2), keep=store.Keep(2))
     pick = random.Random(0)
     files = sorted(point.iterdir())
     for _ in range(100):
@@ -126,8 +137,8 @@ def test_every_flipped_bit_is_detected(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "hole", "missing", "other step"])
 def test_other_damage_is_detected(damage, tmp_path):
-    older = store.save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
-    point = store.save(tmp_path, 2, 0, writers(2), keep=store.Keep(2))
+    older = save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
+    point = save(tmp_path, 2, 0, writers(2), keep=store.Keep(2))
     file = point / "model.safetensors"
     data = file.read_bytes()
     if damage == "missing":
@@ -143,20 +154,20 @@ def test_other_damage_is_detected(damage, tmp_path):
 
 def test_none_sound_is_an_error_and_none_at_all_is_none(tmp_path):
     assert store.newest_good(tmp_path / "nothing", print) is None
-    point = store.save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
+    point = save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
     (point / "progress.json").write_text("{}")
     with pytest.raises(CheckpointError, match="none of its 1 checkpoints is sound"):
         store.newest_good(tmp_path, lambda _: None)
 
 
 def test_a_failed_save_leaves_the_older_ones(tmp_path):
-    store.save(tmp_path, 1, 0, writers(1), keep=store.Keep(1))
+    save(tmp_path, 1, 0, writers(1), keep=store.Keep(1))
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(CheckpointError, match="No space left"):
-        store.save(tmp_path, 2, 0, {**writers(2), "more": full}, keep=store.Keep(1))
+        save(tmp_path, 2, 0, {**writers(2), "more": full}, keep=store.Keep(1))
     assert os.listdir(tmp_path) == ["step-00000001"]
 
 
@@ -169,7 +180,9 @@ from safetensors.torch import save_file
 print("go", flush=True)
 for step in range({first}, 10**9):
     x = torch.full((60_000,), float(step))
-    store.save(Path({folder!r}), step, 0, {{"a": lambda p: save_file({{"x": x}}, p), "b": lambda p: save_file({{"x": x}}, p)}}, keep=store.Keep(2))
+    draft = store.Draft(Path({folder!r}), step, 0, "123")
+    files = draft.write({{"a": lambda p: save_file({{"x": x}}, p), "b": lambda p: save_file({{"x": x}}, p)}})
+    draft.commit(files, store.Keep(2))
 """
 
 

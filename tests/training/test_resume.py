@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
-from rwkv.checkpoint import store
+from rwkv.checkpoint import shards, store
 from tests.conftest import ROOT, command, the_run, tiny, write_text
 
 
@@ -38,10 +37,10 @@ def assert_equal_runs(a: Path, b: Path):
     assert losses(a) == losses(b)
     ends = [store.points(f / "checkpoints")[0] for f in (a, b)]
     assert ends[0].name == ends[1].name
-    for name in ("model", "optimizer", "carry"):
-        x, y = (load_file(e / f"{name}.safetensors") for e in ends)
+    for kind in ("model", "optimizer", "carry"):
+        x, y = (shards.Tensors(e, kind) for e in ends)
         assert x.keys() == y.keys()
-        assert all((x[k] == y[k]).all() for k in x), name
+        assert all((x[k] == y[k]).all() for k in x), kind
 
 
 def wait_for_step(folder: Path, step: int, process) -> None:
@@ -169,12 +168,12 @@ def test_two_at_once_and_a_damaged_checkpoint(text, tmp_path, uninterrupted):
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=60)
     newest = store.points(folder / "checkpoints")[0]
-    blob = bytearray((newest / "model.safetensors").read_bytes())
+    blob = bytearray((newest / "model-00000.safetensors").read_bytes())
     blob[-100] ^= 1
-    (newest / "model.safetensors").write_bytes(blob)
+    (newest / "model-00000.safetensors").write_bytes(blob)
     done = command("train", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"{newest.name} is damaged and not used" in done.stdout and "model.safetensors" in done.stdout
+    assert f"{newest.name} is damaged and not used" in done.stdout and "model-00000.safetensors" in done.stdout
     assert_equal_runs(folder, uninterrupted)
 
 

@@ -58,11 +58,17 @@ class Strategy(ABC):
 
     @abstractmethod
     def whole(self, name: str, wanted: bool) -> dict[str, Tensor]:
-        """A parameter's master weight and Adam's entries, whole, on the CPU, for those ranks that want them. Every rank calls it."""
+        """A parameter's master weight and Adam's entries, whole, wherever they lie, for those ranks that want them. Every rank calls it.
+
+        They are valid until the next step, and not to be changed.
+        """
 
     @abstractmethod
     def put(self, name: str, entries: dict[str, Tensor]) -> None:
-        """Take what `whole` gave, under whatever strategy. Every rank calls it, with the same."""
+        """Take a copy of what `whole` gave, under whatever strategy. Every rank calls it, with the same.
+
+        The tensors may be mapped files: what a rank has no use for is best not touched.
+        """
 
     def gradients(self) -> dict[str, Tensor]:
         """What this rank holds of the gradients so far."""

@@ -97,39 +97,46 @@ class DeepSpeed(Strategy):
         param = self.params[name]
         entries = {MASTER: safe_get_full_fp32_param(param), **{n: safe_get_full_optimizer_state(param, n) for n in MOMENTS}}
         entries["step"] = self._steps()
-        return {n: x.detach().cpu().view(self.shapes[name] if x.dim() else ()) for n, x in entries.items() if wanted}
+        return {n: x.detach().view(self.shapes[name] if x.dim() else ()) for n, x in entries.items() if wanted}
 
     def _steps(self) -> Tensor:
         return next(s["step"] for s in self.adam.state.values()).clone()
 
     def put(self, name: str, entries: dict[str, Tensor]) -> None:
-        param = self.params[name]
-        entries = {n: x.to(self.ranks.device, torch.float32) for n, x in entries.items()}
-        zero = torch.zeros_like(entries[MASTER])
-        values = {None: entries[MASTER], **{n: entries.get(n, zero) for n in MOMENTS}}
-        self._put_sharded(param, values) if self.stage == 3 else self._put_flat(param, values)
+        (self._put_sharded if self.stage == 3 else self._put_flat)(self.params[name], entries)
         for state in self.adam.state.values():  # all weights have taken as many steps
             state["step"].fill_(entries.get("step", 0))
 
-    def _put_flat(self, param: nn.Parameter, values: dict[str | None, Tensor]) -> None:
+    def _put_flat(self, param: nn.Parameter, entries: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        param.data.copy_(values[None])
-        for key, x in values.items():
-            safe_set_full_optimizer_state(param, x, key) if key else safe_set_full_fp32_param(param, x)
+        weight = entries[MASTER].to(self.ranks.device, torch.float32)
+        param.data.copy_(weight)
+        safe_set_full_fp32_param(param, weight)
+        for key in MOMENTS:
+            moment = entries[key].to(weight) if key in entries else torch.zeros_like(weight)
+            safe_set_full_optimizer_state(param, moment, key)
 
-    def _put_sharded(self, param: nn.Parameter, values: dict[str | None, Tensor]) -> None:
+    def _put_sharded(self, param: nn.Parameter, entries: dict[str, Tensor]) -> None:
         """Each rank has an equal share of a weight's elements, the last filled up."""
         import deepspeed
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         with deepspeed.zero.GatheredParameters([param], modifier_rank=0):
-            param.data.copy_(values[None])
+            if self.ranks.first:
+                param.data.copy_(entries[MASTER])
         each = -(-param.ds_numel // self.ranks.world)
-        for key, x in values.items():
-            padded = nn.functional.pad(x.flatten(), (0, each * self.ranks.world - x.numel()))
-            mine = padded[self.ranks.rank * each :][:each]
-            safe_set_local_optimizer_state(param, mine, key) if key else safe_set_local_fp32_param(param, mine)
+
+        def share(key: str) -> Tensor:
+            mine = torch.zeros(each, device=self.ranks.device)
+            if key in entries:
+                x = entries[key].flatten()[self.ranks.rank * each :][:each]
+                mine[: len(x)] = x
+            return mine
+
+        safe_set_local_fp32_param(param, share(MASTER))
+        for key in MOMENTS:
+            safe_set_local_optimizer_state(param, share(key), key)
 
 
 class _Outer(nn.Module):

@@ -44,7 +44,7 @@ class Fsdp(Whole):
 
     def whole(self, name: str, wanted: bool) -> dict[str, Tensor]:
         gathered = ((n, x.full_tensor() if isinstance(x, DTensor) else x) for n, x in self.optimizer.entries(name).items())
-        return {n: x.detach().cpu() for n, x in gathered if wanted}
+        return {n: x.detach() for n, x in gathered if wanted}
 
     def put(self, name: str, entries: dict[str, Tensor]) -> None:
         super().put(name, {n: self._shard(name, x) if x.dim() else x for n, x in entries.items()})

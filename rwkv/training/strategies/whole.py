@@ -57,7 +57,7 @@ class Whole(Strategy):
         self.optimizer.zero_grad()
 
     def whole(self, name: str, wanted: bool) -> dict[str, Tensor]:
-        return {n: x.detach().cpu() for n, x in self.optimizer.entries(name).items()} if wanted else {}
+        return {n: x.detach() for n, x in self.optimizer.entries(name).items()} if wanted else {}
 
     def put(self, name: str, entries: dict[str, Tensor]) -> None:
         self.optimizer.put(name, entries)
