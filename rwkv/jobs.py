@@ -14,7 +14,7 @@ from rwkv.config.arguments import Parser
 from rwkv.errors import CheckpointError, ConfigError
 from rwkv.sweep import queue
 from rwkv.sweep.ledger import LOCK, Job, Sweep, named, refresh, sweeps
-from rwkv.sweep.progress import Progress, Tail
+from rwkv.sweep.progress import Progress
 
 NAP = 0.5  # seconds between looks at a log
 
@@ -55,7 +55,7 @@ def show(sweep: Sweep) -> None:
 
     from rwkv.sweep.screen import table
 
-    progress: dict[int, Progress] = {job.number: Tail(job.folder.metrics).read() for job in sweep.jobs}
+    progress: dict[int, Progress] = {job.number: Progress.of(job.folder.metrics) for job in sweep.jobs}
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
     ids = [f"#{j.number} {j.slurm}" for j in sweep.jobs if j.slurm and j.state in ("pending", "running", "failed")]
     console.print(table(heading(sweep), sweep.jobs, progress, 10_000, f"cluster: {', '.join(ids)}" if ids else ""))

@@ -28,6 +28,11 @@ def main(argv: list[str]) -> int:
     from rwkv.sweep.expand import grid, request
 
     asked = request(overrides)
+    if flags and asked.sweeper.kind == "optuna":
+        from rwkv.sweep.search import describe
+
+        print(describe(asked))
+        return 0
     if flags:
         print("\n".join(f"{point.folder.path}   {point.label}" for point in grid(asked)))
         return 0

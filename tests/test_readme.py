@@ -52,6 +52,7 @@ def folder(tmp_path_factory, tiny_run):
 def shortened(args: list[str]) -> list[str]:
     """The same command, trained for a few tokens only."""
     keys = {a.split("=")[0] for a in args}
+    args = args + ["hydra.sweeper.trials=2"] if "hydra/sweeper=optuna" in args else args
     return args + [a for a in tiny("trainer.tokens=256") if a.split("=")[0] not in keys and a.split("=")[0] not in ("ctx_len", "layout.rows")]
 
 

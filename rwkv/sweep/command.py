@@ -10,6 +10,7 @@ from rwkv.sweep.local import LocalBackend
 from rwkv.sweep.page import write_sweep
 from rwkv.sweep.pool import Backend, Pool, Source
 from rwkv.sweep.screen import Screen, closing
+from rwkv.sweep.search import Search, corners
 from rwkv.training.signals import Stop
 from rwkv.words import count, duration
 
@@ -27,14 +28,15 @@ def sweep(asked: Request, many: bool, wait: bool) -> int:
     on_cluster = asked.launcher.kind == "slurm"
     if wait and not on_cluster:
         raise ConfigError("--wait follows jobs of a cluster: it goes with hydra/launcher=slurm")
-    if asked.sweeper.kind == "optuna":
-        raise ConfigError("hydra/sweeper=optuna is not built yet; today: grid")
-    points = grid(asked)
+    searching = many and asked.sweeper.kind == "optuna"
+    points = corners(asked) if searching else grid(asked)
     if on_cluster:
         slurm.check([point.cfg for point in points], asked.launcher)
     found = Sweep.of(asked)
     found.open()
     try:
+        if searching:
+            return search(asked, found)
         jobs = [found.add(point, values_of(asked, point)) for point in points]
         return submit(asked, found, jobs, wait) if on_cluster else run_here(asked, found, jobs)
     finally:
@@ -53,6 +55,20 @@ def run_here(asked: Request, found: Sweep, jobs: list[Job]) -> int:
     todo = [job for job in jobs if job.state != "done"]
     told = f"{count(len(jobs), 'run')}, {len(jobs) - len(todo)} of them finished; {min(backend.parallel, max(len(todo), 1))} at once"
     return follow(found, jobs, Source(todo), backend, Screen(found, asked.launcher.every), told)
+
+
+def search(asked: Request, found: Sweep) -> int:
+    """Trials one after the other, here or on the cluster; there too this command stays, for each is chosen by what the others have reached."""
+    on_cluster = asked.launcher.kind == "slurm"
+    backend = slurm.SlurmBackend(found, asked.launcher) if on_cluster else LocalBackend(found, asked.launcher)
+    screen = Screen(found, 30.0 if on_cluster else asked.launcher.every)
+    source = Search(asked, found, backend, lambda point: values_of(asked, point), screen.say)
+    known = queue.states() if on_cluster else {}
+    adopted = [job for job in source.queue if queue.active(known, job.slurm)]
+    for job in adopted:
+        source.take(job)
+    told = f"{count(asked.sweeper.trials, 'trial')}, {source.drawn} of them begun; {backend.parallel} at once"
+    return follow(found, found.jobs, source, backend, screen, told, adopted)
 
 
 def submit(asked: Request, found: Sweep, jobs: list[Job], wait: bool) -> int:

@@ -70,10 +70,12 @@ class Sweep:
 
     @staticmethod
     def of(asked: Request) -> "Sweep":
-        """Named by its fixed settings and which others it tries, not by their values: new values are added to it."""
+        """Named by its fixed settings and which others it tries. Values do not count in a grid, to which new ones are added; of a search they
+        are the space, and another space is another search."""
         base = load(list(asked.fixed))
         name = base.name if any(o.startswith("name=") for o in asked.fixed) else "-".join(short(k, asked.keys).replace("/", ".") for k in asked.keys)
-        text = json.dumps([signature(base), base.name, sorted(asked.keys), asked.sweeper.kind])
+        space = sorted(asked.keys if asked.sweeper.kind == "grid" else (o.input_line for o in asked.swept))
+        text = json.dumps([signature(base), base.name, space, asked.sweeper.kind])
         path = Path(base.out) / "sweeps" / f"{name or base.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         sweep = Sweep(path)
         sweep.about = {"keys": asked.keys, "fixed": list(asked.fixed), "launcher": asked.launcher.kind, "sweeper": asked.sweeper.kind}

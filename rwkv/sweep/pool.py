@@ -25,6 +25,9 @@ class Backend(Protocol):
     parallel: int  # jobs at once
     detaches: bool  # jobs go on without this process
 
+    def check(self, jobs: list[Job]) -> None:
+        """Raises ConfigError for a job that would wait for ever."""
+
     def room(self, job: Job) -> bool: ...
     def start(self, job: Job) -> None: ...
     def poll(self, jobs: list[Job]) -> dict[int, int]:
@@ -51,6 +54,9 @@ class Source:
 
     def hopeless(self, job: Job, progress: Progress) -> str | None:
         """Why a running job should be ended; None: it should not."""
+
+    def lost(self, job: Job) -> str | None:
+        """Why a job that has failed is a result all the same, and not to be tried again; None: it is not."""
 
     def ended(self, job: Job, progress: Progress) -> None: ...
 
@@ -156,8 +162,7 @@ class Pool:
         progress = self.read(job)
         if job.folder.finished:
             job.state, told = "done", f"done in {duration(job.seconds)}: {result(progress)}"
-        elif job.number in self.pruning:
-            reason = self.pruning.pop(job.number)
+        elif reason := self.pruning.pop(job.number, None) or (code not in STOPPED and self.source.lost(job)):
             mark = {"reason": reason, "step": progress.step, "tokens": progress.tokens, "val_loss": progress.val}
             job.folder.pruned.write_text(json.dumps(mark, indent=1))
             job.state, told = "pruned", f"pruned at step {progress.step}: {reason}"

@@ -15,6 +15,11 @@ class Progress:
     rate: float = 0.0  # tokens a second
     validations: list[tuple[int, float]] = field(default_factory=list)  # (tokens, loss)
 
+    @staticmethod
+    def of(path: Path) -> "Progress":
+        """From a whole metrics.jsonl."""
+        return Tail(path).read()
+
     def eta(self, budget: int) -> float | None:
         """Seconds until the budget is reached, at the present rate."""
         return (budget - self.tokens) / self.rate if self.rate > 0 and self.tokens < budget else None

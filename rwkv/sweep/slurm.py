@@ -137,6 +137,9 @@ class SlurmBackend:
         self.sweep, self.options, self.parallel = sweep, options, options.at_once
         self.asked, self.active = 0.0, 0
 
+    def check(self, jobs: list[Job]) -> None:
+        """Nothing: whether a job can ever start is for Slurm to say, and it does when the job is submitted."""
+
     def room(self, job: Job) -> bool:
         return self.active < self.parallel
 
