@@ -150,8 +150,13 @@ def name_of(step: int, work: int) -> str:
 
 def points(root: Path) -> list[Path]:
     """The complete checkpoints of a run, newest first."""
+    return [f for f in named(root) if (f / MANIFEST).is_file()]
+
+
+def named(root: Path) -> list[Path]:
+    """All that is named as a checkpoint, newest first: also what has lost its manifest."""
     found = [(int(m[1]), int(m[2] or 0), f) for f in (root.iterdir() if root.is_dir() else ()) if (m := _NAME.match(f.name))]
-    return [f for *_, f in sorted(found, reverse=True) if (f / MANIFEST).is_file()]
+    return [f for *_, f in sorted(found, reverse=True)]
 
 
 def problems(checkpoint: Path, share: slice = slice(None)) -> Iterator[str]:
@@ -165,12 +170,13 @@ def problems(checkpoint: Path, share: slice = slice(None)) -> Iterator[str]:
         yield str(error)
         return
     for name, file in sorted(files.items(), key=lambda item: (-item[1]["bytes"], item[0]))[share]:
-        wrong = _wrong(checkpoint / name, file["sha256"], file["bytes"])
+        wrong = difference(checkpoint / name, file["sha256"], file["bytes"])
         if wrong:
             yield f"{checkpoint / name}: {wrong}"
 
 
-def _wrong(file: Path, sha256: str, size: int) -> str | None:
+def difference(file: Path, sha256: str, size: int) -> str | None:
+    """In what a file differs from what the manifest says of it; None if in nothing."""
     if not file.is_file():
         return "missing"
     if file.stat().st_size != size:
