@@ -36,7 +36,10 @@ def _rules(cfg: TrainConfig):
         cfg.strategy.kind == "ds1" and cfg.precision.weights == "bf16",
         "strategy=ds1 with precision=bf16 is not built yet: set strategy=ds2, which needs no more, or precision=fp32",
     )
-    yield deepspeed and cfg.bptt.recompute, f"strategy={cfg.strategy.kind} with bptt.recompute is not built yet: set strategy=fsdp, or a smaller ctx_len"
+    yield (
+        cfg.strategy.kind.startswith("ds3") and cfg.bptt.recompute == "selective",
+        f"strategy={cfg.strategy.kind} with bptt.recompute=selective would keep every weight that it gathers: set bptt.recompute=true, or strategy=fsdp",
+    )
     yield cfg.layout.rows % world != 0, f"layout.rows={cfg.layout.rows} cannot be dealt equally to {world} processes; use a multiple of {world}"
     yield (
         cfg.bptt.mode == "off" and cfg.layout.kind != "document" and cfg.layout.chunks != 1,

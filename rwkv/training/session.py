@@ -58,7 +58,7 @@ class Session:
         check_fit(cfg, self.size, ranks.device)
         self.strategy = strategies.build(cfg, self.size, ranks)
         self.model = self.strategy.model
-        self.settings = settings_of(cfg, folder.path if folder else None, ranks, self.strategy.together)
+        self.settings = settings_of(cfg, folder.path if folder else None, ranks, self.strategy)
         self._fill()
         self.step, self.tokens, self.seconds, self.wandb_id = 0, 0, 0.0, ""
         self.val_loss: float | None = None
@@ -246,12 +246,13 @@ class Session:
             self.strategy.put(name, {MASTER: model[name], **{key: optimizer[f"{key}/{name}"] for key in keys[name]}})
 
 
-def settings_of(cfg: TrainConfig, folder: Path | None, ranks: Ranks | None = None, together: bool = False) -> Settings:
+def settings_of(cfg: TrainConfig, folder: Path | None, ranks: Ranks | None = None, strategy: strategies.Strategy | None = None) -> Settings:
     """How the gradient is taken; `folder` is where states on disk go, None for the system's temporary folder."""
     window = {"exact": None, "truncated": cfg.bptt.depth, "off": 1}[cfg.bptt.mode]
     sharing = ranks.world // cfg.strategy.nodes if ranks else 1
-    least = ranks.least if ranks and together else int
-    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, cfg.bptt.recompute is True, sharing=sharing, least=least)
+    least = ranks.least if strategy and strategy.together else int
+    layerwise = cfg.bptt.recompute is True and (strategy is None or strategy.layerwise)
+    return Settings(cfg.ctx_len.tokens, window, cfg.bptt.states, folder, layerwise, sharing=sharing, least=least)
 
 
 def _interleave(parts: list[Tensor]) -> Tensor:

@@ -41,9 +41,9 @@ CASES = [
     ("ddp", "layout=stream"),
     ("fsdp", "layout=document", "bptt.recompute=selective"),
     ("fsdp", "layout=document", "bptt.recompute=true", "arch=v6"),
-    ("ds1", "layout=document"),
+    ("ds1", "layout=document", "bptt.recompute=selective"),
     ("ds2_offload", "layout=document"),
-    ("ds3", "layout=document"),
+    ("ds3", "layout=document", "bptt.recompute=true"),
 ]
 
 

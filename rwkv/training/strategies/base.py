@@ -25,10 +25,12 @@ class Strategy(ABC):
         model: gives the loss. What this rank holds of its parameters is the strategy's own affair.
         runner: runs chunks of the model.
         together: ranks talk inside of chunks, so all must go through the same passes, whatever their rows hold.
+        layerwise: blocks can be run by themselves, one after the other (`rwkv.bptt.layerwise`).
         stops_inside: an unfinished step can be saved and taken up (`gradients`, `put_gradients`).
     """
 
     together = False
+    layerwise = True
     stops_inside = True
     model: LossModel
     runner: Eager

@@ -9,14 +9,17 @@ import math
 import os
 import warnings
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rwkv.bptt.chunks import Eager
 from rwkv.config.schema import TrainConfig
 from rwkv.data.batch import Chunk
 from rwkv.errors import ConfigError
+from rwkv.kernels import again
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV, Block
 from rwkv.model.size import Size
@@ -32,6 +35,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class DeepSpeed(Strategy):
     together = True
     stops_inside = False  # its sums of gradients are its own
+    layerwise = False  # its engine takes part in whole passes
 
     def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
         deepspeed = _import(ranks)
@@ -48,12 +52,15 @@ class DeepSpeed(Strategy):
             with torch.device("meta"):
                 rwkv = RWKV(size, cfg.model.kernel).to(DTYPES[cfg.precision.weights])
             rwkv = rwkv.to_empty(device=ranks.device)
+        if cfg.bptt.recompute is True:
+            for block in rwkv.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         self.model = LossModel(rwkv, cfg.optim.l2wrap)
         self.params = dict(rwkv.named_parameters())
         groups = adam_groups(self.params, blank.optimizer_groups(), cfg.optim.weight_decay, cfg.optim.layerwise_lr)
         adam = torch.optim.AdamW(groups, lr=0.0, betas=tuple(cfg.optim.betas), eps=cfg.optim.eps, fused=True)
         self.engine, self.adam, *_ = deepspeed.initialize(model=_Outer(self.model), optimizer=adam, config=settings)
-        self.runner = _Runner(self.engine, self.model, ranks.world)
+        self.runner = _Runner(self.engine, self.model, ranks.world, cfg.bptt.recompute == "selective")
         self._make_moments()
 
     def _make_moments(self) -> None:
@@ -154,12 +161,13 @@ class _Outer(nn.Module):
 class _Runner(Eager):
     """Chunks by way of the engine, which takes the mean over the ranks: what goes in is made so much larger."""
 
-    def __init__(self, engine, model: LossModel, world: int):
-        super().__init__(model)
+    def __init__(self, engine, model: LossModel, world: int, selective: bool):
+        super().__init__(model, selective)
         self.engine, self.world = engine, world
 
     def forward_with_graph(self, chunk: Chunk, state: State) -> tuple[Tensor, State]:
-        loss, *end = self.engine(chunk, state)
+        with again.selective(self.selective):
+            loss, *end = self.engine(chunk, state)
         return loss, State(*end)
 
     def backward_from(self, scalar: Tensor) -> None:
