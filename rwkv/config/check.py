@@ -31,6 +31,7 @@ def _rules(cfg: TrainConfig):
         f"strategy={cfg.strategy.kind} is not built yet; today: {', '.join(BUILT_STRATEGIES)} (it composes: --cfg job)",
     )
     deepspeed = cfg.strategy.kind.startswith("ds")
+    yield bool(cfg.strategy.deepspeed) and not deepspeed, f"strategy.deepspeed is for strategy=ds1 to ds3 alone: leave it out of strategy={cfg.strategy.kind}"
     yield deepspeed and cfg.precision.weights == "fp64", f"strategy={cfg.strategy.kind}: DeepSpeed has no fp64; set strategy=fsdp, or precision=fp32"
     yield (
         cfg.strategy.kind == "ds1" and cfg.precision.weights == "bf16",

@@ -211,6 +211,7 @@ class Strategy:
     accelerator: Literal["auto", "cpu", "cuda"]
     devices: Count | Literal["auto"]
     nodes: Count
+    deepspeed: dict[str, Any]  # ds*: further settings of DeepSpeed's own
 
     @property
     def sharded(self) -> bool:

@@ -29,6 +29,10 @@ from rwkv.training.ranks import Ranks
 from rwkv.training.strategies.base import MASTER, Strategy
 from rwkv.training.strategies.whole import DTYPES
 
+ELSEWHERE = {  # DeepSpeed's names of what has a setting here
+    "gradient_accumulation_steps": "layout.accumulate", "train_batch_size": "layout.rows", "optimizer": "optim", "scheduler": "schedule",
+    "fp16": "precision", "amp": "precision", "gradient_clipping": "optim.clip", "train_micro_batch_size_per_gpu": "layout.rows", "stage": "strategy",
+}  # fmt: skip
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -179,14 +183,14 @@ class _Runner(Eager):
 
 
 def ds_config(cfg: TrainConfig) -> dict:
-    """DeepSpeed's own settings; those of `strategy.deepspeed` win."""
+    """DeepSpeed's own settings, `strategy.deepspeed` among them. Raises ConfigError where it would contradict other settings."""
     stage, where = int(cfg.strategy.kind[2]), cfg.strategy.kind[4:]
     zero: dict = {"stage": stage}
     if where:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cfg.strategy.accelerator != "cpu" and torch.cuda.is_available()}
     if where and stage == 3:
         zero["offload_param"] = dict(zero["offload_optimizer"])
-    return {
+    ours = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": cfg.optim.clip,
         "bf16": {"enabled": cfg.precision.weights == "bf16", "check_grad_overflow": True},
@@ -197,6 +201,18 @@ def ds_config(cfg: TrainConfig) -> dict:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**62,
     }
+    return _joined(ours, cfg.strategy.deepspeed, "strategy.deepspeed")
+
+
+def _joined(ours: dict, theirs: dict, name: str) -> dict:
+    for key, value in theirs.items():
+        if isinstance(value, dict) and isinstance(ours.get(key), dict):
+            value = _joined(ours[key], value, f"{name}.{key}")
+        elif key in (*ours, *ELSEWHERE):
+            remedy = f"set {ELSEWHERE[key]}" if key in ELSEWHERE else "leave it out"
+            raise ConfigError(f"{name}.{key}={value}: other settings say that already; {remedy}")
+        ours = ours | {key: value}
+    return ours
 
 
 def _import(ranks: Ranks):
