@@ -11,5 +11,7 @@ failed=0
 "$python" scripts/bench/model_gpu.py --write "$out/model-gpu.md" || failed=1
 [ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" -lt 2 ] || "$python" scripts/bench/strategies_gpu.py --write "$out/strategies-gpu.md" || failed=1
 PYTHONPATH=. "$python" scripts/bench/wkv7_gpu.py | tee "$out/wkv7-gpu.txt" || failed=1
+PYTHONPATH=. "$python" scripts/bench/wkv456_gpu.py --write "$out/wkv456-gpu.md" || failed=1
+"$python" -m rwkv.kernels check | tee "$out/kernels-gpu.txt" || failed=1
 "$python" -m pytest -m gpu -rs 2>&1 | tee "$out/tests-gpu.txt" || failed=1
 exit $failed

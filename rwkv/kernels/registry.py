@@ -20,14 +20,21 @@ class Backend:
     run: Callable
     can: Predicate
     auto: Predicate
+    device: str | None  # the type of device that it is made for; None: any
 
 
 _OPS: dict[str, dict[str, Backend]] = {}
 
 
-def register(op: str, name: str, run: Callable, *, can: Predicate = lambda _: None, auto: Predicate = lambda _: None) -> None:
+def register(
+    op: str, name: str, run: Callable, *, can: Predicate = lambda _: None, auto: Predicate = lambda _: None, device: str | None = None
+) -> None:
     """Add a backend to an op; the earlier registered is preferred."""
-    _OPS.setdefault(op, {})[name] = Backend(name, run, can, auto)
+    _OPS.setdefault(op, {})[name] = Backend(name, run, can, auto, device)
+
+
+def ops() -> list[str]:
+    return list(_OPS)
 
 
 def names(op: str) -> list[str]:
@@ -43,6 +50,13 @@ def why_not(op: str, sample: Tensor) -> dict[str, str | None]:
 def cannot(op: str, backend: str, sample: Tensor) -> str | None:
     """None if the backend gives right results for a tensor like `sample`, else the reason."""
     return _OPS[op][backend].can(sample)
+
+
+def passed_over(op: str, sample: Tensor) -> dict[str, str]:
+    """The backends that are made for the device of `sample` and would be preferred to what `auto` takes, and why they are not taken."""
+    reasons = why_not(op, sample)
+    better = list(reasons)[: list(reasons.values()).index(None)]
+    return {name: reasons[name] for name in better if _OPS[op][name].device == sample.device.type}
 
 
 def chosen(op: str, backend: str, sample: Tensor) -> str:

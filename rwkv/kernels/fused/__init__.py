@@ -85,7 +85,7 @@ def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor, l2wrap: float
 
 
 for op in ("norm_mix", "wkv7_inputs", "wkv7_readout", "relu_squared", "cross_entropy_"):
-    registry.register(op, "triton", getattr(triton, op), can=triton.why_not)
+    registry.register(op, "triton", getattr(triton, op), can=triton.why_not, device="cuda")
     if hasattr(cpu, op):
-        registry.register(op, "cpu", getattr(cpu, op), can=cpu.why_not)
+        registry.register(op, "cpu", getattr(cpu, op), can=cpu.why_not, device="cpu")
     registry.register(op, "torch", getattr(plain, op))

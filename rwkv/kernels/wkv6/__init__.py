@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from rwkv.kernels import registry
+from rwkv.kernels import gpu, registry
 from rwkv.kernels.common import single_token, zero_state
-from rwkv.kernels.wkv6 import cpu
+from rwkv.kernels.wkv6 import cpu, triton
 from rwkv.kernels.wkv6.chunked import wkv6_chunked
 from rwkv.kernels.wkv6.reference import wkv6_reference
 
@@ -41,5 +41,6 @@ def wkv6(
 
 
 registry.register("wkv6", "reference", wkv6_reference, auto=single_token)
-registry.register("wkv6", "cpu", cpu.wkv6_cpu, can=cpu.why_not)
+registry.register("wkv6", "cpu", cpu.wkv6_cpu, can=cpu.why_not, device="cpu")
+registry.register("wkv6", "triton", triton.wkv6_triton, can=triton.why_not, auto=gpu.unmeasured, device="cuda")
 registry.register("wkv6", "chunked", wkv6_chunked)

@@ -15,68 +15,18 @@ Legend: n chunks, G = B*H, C tokens a chunk, N head size. Tensors between kernel
 DOT is the dtype of the operands of products, PREC how fp32 operands multiply; accumulators are fp32.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
-SIZES = ["n", "G", "H", "T"]  # one compiled kernel serves all
+from rwkv.kernels.triton_tiles import LN2, SIZES, dot, exp2_fast, load, place, segments, sigmoid
+
 LOG2_DECAY_SCALE = tl.constexpr(-0.6065306597126334 * 1.4426950408889634)  # log w = LOG_DECAY_SCALE sigmoid(w), in base 2
-LOG2_E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
-COMPILED = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")  # the interpreter knows no PTX
-
-
-@triton.jit
-def _exp2(x):
-    """Without the scaling that keeps denormal results, a third of the instructions: no exponent here reaches them."""
-    if COMPILED:
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-    else:
-        return tl.exp2(x)
-
-
-@triton.jit
-def _sigmoid(x):
-    y = 1.0 + _exp2(x * -LOG2_E)
-    if COMPILED:
-        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1)
-    else:
-        return 1.0 / y
-
-
-@triton.jit
-def _place(n, G, H, T, C: tl.constexpr, N: tl.constexpr):
-    """This program's batch row, head, first token, tile number, and the offset of its first token in [B, T, H, N]."""
-    pid = tl.program_id(0).to(tl.int64)
-    g, c = pid % G, pid // G  # heads of one chunk side by side: their tokens share memory pages
-    return g // H, c * C, g * n + c, ((g // H * T + c * C) * H + g % H) * N
-
-
-@triton.jit
-def _segments(reset, row, t0, T, C: tl.constexpr, RESET: tl.constexpr):
-    """[C] number of the segment of each token, and the last one's; constants that fold away without resets."""
-    if RESET:
-        t = t0 + tl.arange(0, C)
-        index = tl.cumsum(tl.load(reset + row * T + t, mask=t < T, other=0).to(tl.int32), 0)
-        return index, tl.max(index, 0)
-    else:
-        return tl.zeros([C], tl.int32), 0
 
 
 @triton.jit
 def _log2_decay(w, at, live):
     """Filling tokens get 0: their decay is 1."""
-    return tl.where(live, LOG2_DECAY_SCALE * _sigmoid(tl.load(w + at, mask=live, other=0.0).to(tl.float32)), 0.0)
-
-
-@triton.jit
-def _load(x, at, live):
-    return tl.load(x + at, mask=live, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _dot(x, y, DOT: tl.constexpr, PREC: tl.constexpr):
-    return tl.dot(x.to(DOT), y.to(DOT), input_precision=PREC)
+    return tl.where(live, LOG2_DECAY_SCALE * sigmoid(tl.load(w + at, mask=live, other=0.0).to(tl.float32)), 0.0)
 
 
 @triton.jit
@@ -91,7 +41,7 @@ def _unit_lower_inverse(M, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexp
     for e in tl.static_range(1, 6):
         if C > 1 << e:
             E = tl.where((i >> (e + 1) == j >> (e + 1)) & (i >> e != j >> e), M, 0.0)
-            inverse += _dot(_dot(inverse, E, DOT, PREC), inverse, DOT, PREC)
+            inverse += dot(dot(inverse, E, DOT, PREC), inverse, DOT, PREC)
     return inverse
 
 
@@ -101,37 +51,37 @@ def chunk_factors(
     N: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, RESET: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Parallel over chunks: P, Q [N, N], D [N], Rw, Y0 [C, N] and, if KEEP, Ti [C, C]."""
-    row, t0, tile, at0 = _place(n, G, H, T, C, N)
+    row, t0, tile, at0 = place(n, G, H, T, C, N)
     t, x, y = tl.arange(0, C), tl.arange(0, N), tl.arange(0, N)
     at, live = at0 + t[:, None] * (H * N) + x[None, :], (t0 + t < T)[:, None]
-    seg, end = _segments(reset, row, t0, T, C, RESET)
+    seg, end = segments(reset, row, t0, T, C, RESET)
     first, last = (seg == 0)[:, None], (seg == end)[:, None]
     i, j = t[:, None], t[None, :]
     same = seg[:, None] == seg[None, :]
 
     lw = _log2_decay(w, at, live)
     L, total = tl.cumsum(lw, 0), tl.sum(lw, 0)
-    tl.store(D + tile * N + x, tl.where(end == 0, _exp2(total), 0.0))
-    raw_b, raw_k = _load(b, at, live), _load(k, at, live)
-    At, Rt = _load(a, at, live) * _exp2(L - lw), _load(r, at, live) * _exp2(L)
-    Bt, Kt = (raw_b * _exp2(-L)).to(DOT), (raw_k * _exp2(-L)).to(DOT)
-    to_end = tl.where(last, _exp2(total[None, :] - L), 0.0)
+    tl.store(D + tile * N + x, tl.where(end == 0, exp2_fast(total), 0.0))
+    raw_b, raw_k = load(b, at, live), load(k, at, live)
+    At, Rt = load(a, at, live) * exp2_fast(L - lw), load(r, at, live) * exp2_fast(L)
+    Bt, Kt = (raw_b * exp2_fast(-L)).to(DOT), (raw_k * exp2_fast(-L)).to(DOT)
+    to_end = tl.where(last, exp2_fast(total[None, :] - L), 0.0)
     Bh, Kh = (raw_b * to_end).to(DOT), (raw_k * to_end).to(DOT)
-    V = _load(v, at, live).to(DOT)
+    V = load(v, at, live).to(DOT)
 
-    inverse = _unit_lower_inverse(tl.where((i > j) & same, _dot(At, tl.trans(Bt), DOT, PREC), 0.0), C, DOT, PREC)
-    W = _dot(inverse, tl.where(first, At, 0.0), DOT, PREC).to(DOT)
-    Mrb = tl.where((i >= j) & same, _dot(Rt, tl.trans(Bt), DOT, PREC), 0.0).to(DOT)
-    Mak = tl.where((i > j) & same, _dot(At, tl.trans(Kt), DOT, PREC), 0.0)
-    Mrk = tl.where((i >= j) & same, _dot(Rt, tl.trans(Kt), DOT, PREC), 0.0)
-    U0 = _dot(inverse, _dot(Mak, V, DOT, PREC), DOT, PREC).to(DOT)
+    inverse = _unit_lower_inverse(tl.where((i > j) & same, dot(At, tl.trans(Bt), DOT, PREC), 0.0), C, DOT, PREC)
+    W = dot(inverse, tl.where(first, At, 0.0), DOT, PREC).to(DOT)
+    Mrb = tl.where((i >= j) & same, dot(Rt, tl.trans(Bt), DOT, PREC), 0.0).to(DOT)
+    Mak = tl.where((i > j) & same, dot(At, tl.trans(Kt), DOT, PREC), 0.0)
+    Mrk = tl.where((i >= j) & same, dot(Rt, tl.trans(Kt), DOT, PREC), 0.0)
+    U0 = dot(inverse, dot(Mak, V, DOT, PREC), DOT, PREC).to(DOT)
 
     square = tile * (N * N) + y[:, None] * N + x[None, :]
-    tl.store(P + square, _dot(tl.trans(W), Bh, DOT, PREC))
-    tl.store(Q + square, _dot(tl.trans(U0), Bh, DOT, PREC) + _dot(tl.trans(V), Kh, DOT, PREC))
+    tl.store(P + square, dot(tl.trans(W), Bh, DOT, PREC))
+    tl.store(Q + square, dot(tl.trans(U0), Bh, DOT, PREC) + dot(tl.trans(V), Kh, DOT, PREC))
     slab = tile * (C * N) + t[:, None] * N + x[None, :]
-    tl.store(Rw + slab, tl.where(first, Rt, 0.0) + _dot(Mrb, W, DOT, PREC))
-    tl.store(Y0 + slab, _dot(Mrb, U0, DOT, PREC) + _dot(Mrk, V, DOT, PREC))
+    tl.store(Rw + slab, tl.where(first, Rt, 0.0) + dot(Mrb, W, DOT, PREC))
+    tl.store(Y0 + slab, dot(Mrb, U0, DOT, PREC) + dot(Mrk, V, DOT, PREC))
     if KEEP:
         tl.store(Ti + tile * (C * C) + i * C + j, inverse)
 
@@ -163,7 +113,7 @@ def outputs(
     Rw, Y0, S, y, n, G, H, T, N: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr
 ):  # fmt: skip
     """Parallel over chunks: Y = Rw S^T + Y0."""
-    _, t0, tile, at0 = _place(n, G, H, T, C, N)
+    _, t0, tile, at0 = place(n, G, H, T, C, N)
     t, x, z = tl.arange(0, C), tl.arange(0, N), tl.arange(0, N)
     slab = tile * (C * N) + t[:, None] * N + x[None, :]
     state = tl.load(S + tile * (N * N) + z[:, None] * N + x[None, :])
@@ -176,11 +126,11 @@ def chain_source(
     dy, Rw, Q, n, G, H, T, N: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr
 ):  # fmt: skip
     """Parallel over chunks: what Y adds to the gradient of S, dY^T Rw."""
-    _, t0, tile, at0 = _place(n, G, H, T, C, N)
+    _, t0, tile, at0 = place(n, G, H, T, C, N)
     t, x, z = tl.arange(0, C), tl.arange(0, N), tl.arange(0, N)
-    dY = _load(dy, at0 + t[:, None] * (H * N) + x[None, :], (t0 + t < T)[:, None])
+    dY = load(dy, at0 + t[:, None] * (H * N) + x[None, :], (t0 + t < T)[:, None])
     tile_Rw = tl.load(Rw + tile * (C * N) + t[:, None] * N + x[None, :])
-    tl.store(Q + tile * (N * N) + z[:, None] * N + x[None, :], _dot(tl.trans(dY.to(DOT)), tile_Rw, DOT, PREC))
+    tl.store(Q + tile * (N * N) + z[:, None] * N + x[None, :], dot(tl.trans(dY.to(DOT)), tile_Rw, DOT, PREC))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -189,10 +139,10 @@ def gradients(
     N: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, RESET: tl.constexpr,
 ):  # fmt: skip
     """Parallel over chunks: the gradients of the six inputs, from S before the chunk and the gradient Gr of S after it."""
-    row, t0, tile, at0 = _place(n, G, H, T, C, N)
+    row, t0, tile, at0 = place(n, G, H, T, C, N)
     t, x, y = tl.arange(0, C), tl.arange(0, N), tl.arange(0, N)
     at, live = at0 + t[:, None] * (H * N) + x[None, :], (t0 + t < T)[:, None]
-    seg, end = _segments(reset, row, t0, T, C, RESET)
+    seg, end = segments(reset, row, t0, T, C, RESET)
     first, last = (seg == 0)[:, None], (seg == end)[:, None]
     i, j = t[:, None], t[None, :]
     strict, inclusive = (i > j) & (seg[:, None] == seg[None, :]), (i >= j) & (seg[:, None] == seg[None, :])
@@ -200,53 +150,53 @@ def gradients(
 
     lw = _log2_decay(w, at, live)
     L, total = tl.cumsum(lw, 0), tl.sum(lw, 0)
-    raw_b, raw_k = _load(b, at, live), _load(k, at, live)
-    At, Rt = (_load(a, at, live) * _exp2(L - lw)).to(DOT), (_load(r, at, live) * _exp2(L)).to(DOT)
-    Bt, Kt = (raw_b * _exp2(-L)).to(DOT), (raw_k * _exp2(-L)).to(DOT)
-    to_end = tl.where(last, _exp2(total[None, :] - L), 0.0)
+    raw_b, raw_k = load(b, at, live), load(k, at, live)
+    At, Rt = (load(a, at, live) * exp2_fast(L - lw)).to(DOT), (load(r, at, live) * exp2_fast(L)).to(DOT)
+    Bt, Kt = (raw_b * exp2_fast(-L)).to(DOT), (raw_k * exp2_fast(-L)).to(DOT)
+    to_end = tl.where(last, exp2_fast(total[None, :] - L), 0.0)
     Bh, Kh = (raw_b * to_end).to(DOT), (raw_k * to_end).to(DOT)
-    V, dY = _load(v, at, live).to(DOT), _load(dy, at, live).to(DOT)
+    V, dY = load(v, at, live).to(DOT), load(dy, at, live).to(DOT)
     state, grad = tl.load(S + square), tl.load(Gr + square)
     inverse = tl.load(Ti + tile * (C * C) + i * C + j)
     whole = tl.load(D + tile * N + x) * tl.sum(state.to(tl.float32) * grad.to(tl.float32), 0)
 
-    Mak = tl.where(strict, _dot(At, tl.trans(Kt), DOT, PREC), 0.0).to(DOT)
-    U = tl.where(first, _dot(At, tl.trans(state), DOT, PREC), 0.0) + _dot(Mak, V, DOT, PREC)
-    U = _dot(inverse, U, tl.float32, PREC).to(DOT)  # fp32 operands: cheap at this size, and 10% less error in da and db
-    Mrb = tl.where(inclusive, _dot(Rt, tl.trans(Bt), DOT, PREC), 0.0).to(DOT)
-    X = _dot(Bh, tl.trans(grad), DOT, PREC) + _dot(tl.trans(Mrb), dY, DOT, PREC)
-    X = _dot(tl.trans(inverse), X, tl.float32, PREC).to(DOT)
-    Mrk = tl.where(inclusive, _dot(Rt, tl.trans(Kt), DOT, PREC), 0.0).to(DOT)
-    dV = _dot(Kh, tl.trans(grad), DOT, PREC) + _dot(tl.trans(Mak), X, DOT, PREC) + _dot(tl.trans(Mrk), dY, DOT, PREC)
+    Mak = tl.where(strict, dot(At, tl.trans(Kt), DOT, PREC), 0.0).to(DOT)
+    U = tl.where(first, dot(At, tl.trans(state), DOT, PREC), 0.0) + dot(Mak, V, DOT, PREC)
+    U = dot(inverse, U, tl.float32, PREC).to(DOT)  # fp32 operands: cheap at this size, and 10% less error in da and db
+    Mrb = tl.where(inclusive, dot(Rt, tl.trans(Bt), DOT, PREC), 0.0).to(DOT)
+    X = dot(Bh, tl.trans(grad), DOT, PREC) + dot(tl.trans(Mrb), dY, DOT, PREC)
+    X = dot(tl.trans(inverse), X, tl.float32, PREC).to(DOT)
+    Mrk = tl.where(inclusive, dot(Rt, tl.trans(Kt), DOT, PREC), 0.0).to(DOT)
+    dV = dot(Kh, tl.trans(grad), DOT, PREC) + dot(tl.trans(Mak), X, DOT, PREC) + dot(tl.trans(Mrk), dY, DOT, PREC)
     tl.store(dv + at, dV, mask=live)
 
     # Below, `late` and `early` gather the gradient of L: what a token's factors at or before it get, and what those after
     # it get. Terms inside a chunk cancel, and do so to the last digits only with the rounded factors of the products.
-    dMab = tl.where(strict, _dot(X, tl.trans(U), DOT, PREC), 0.0).to(DOT)
-    dMak = tl.where(strict, _dot(X, tl.trans(V), DOT, PREC), 0.0).to(DOT)
-    dA = tl.where(first, _dot(X, state, DOT, PREC), 0.0) + _dot(dMab, Bt, DOT, PREC) + _dot(dMak, Kt, DOT, PREC)
-    tl.store(da + at, dA * _exp2(L - lw), mask=live)
+    dMab = tl.where(strict, dot(X, tl.trans(U), DOT, PREC), 0.0).to(DOT)
+    dMak = tl.where(strict, dot(X, tl.trans(V), DOT, PREC), 0.0).to(DOT)
+    dA = tl.where(first, dot(X, state, DOT, PREC), 0.0) + dot(dMab, Bt, DOT, PREC) + dot(dMak, Kt, DOT, PREC)
+    tl.store(da + at, dA * exp2_fast(L - lw), mask=live)
     early = dA * At.to(tl.float32)
 
-    dMrb = tl.where(inclusive, _dot(dY, tl.trans(U), DOT, PREC), 0.0).to(DOT)
-    dMrk = tl.where(inclusive, _dot(dY, tl.trans(V), DOT, PREC), 0.0).to(DOT)
-    dR = tl.where(first, _dot(dY, state, DOT, PREC), 0.0) + _dot(dMrb, Bt, DOT, PREC) + _dot(dMrk, Kt, DOT, PREC)
-    tl.store(dr + at, dR * _exp2(L), mask=live)
+    dMrb = tl.where(inclusive, dot(dY, tl.trans(U), DOT, PREC), 0.0).to(DOT)
+    dMrk = tl.where(inclusive, dot(dY, tl.trans(V), DOT, PREC), 0.0).to(DOT)
+    dR = tl.where(first, dot(dY, state, DOT, PREC), 0.0) + dot(dMrb, Bt, DOT, PREC) + dot(dMrk, Kt, DOT, PREC)
+    tl.store(dr + at, dR * exp2_fast(L), mask=live)
     late = dR * Rt.to(tl.float32)
 
-    decay = _exp2(total)[None, :]
-    dB = tl.where(last, _dot(U, grad, DOT, PREC), 0.0) * decay
+    decay = exp2_fast(total)[None, :]
+    dB = tl.where(last, dot(U, grad, DOT, PREC), 0.0) * decay
     whole += tl.sum(dB * Bt.to(tl.float32), 0)
-    dB += _dot(tl.trans(dMab), At, DOT, PREC) + _dot(tl.trans(dMrb), Rt, DOT, PREC)
-    tl.store(db + at, dB * _exp2(-L), mask=live)
+    dB += dot(tl.trans(dMab), At, DOT, PREC) + dot(tl.trans(dMrb), Rt, DOT, PREC)
+    tl.store(db + at, dB * exp2_fast(-L), mask=live)
     late -= dB * Bt.to(tl.float32)
 
-    dK = tl.where(last, _dot(V, grad, DOT, PREC), 0.0) * decay
+    dK = tl.where(last, dot(V, grad, DOT, PREC), 0.0) * decay
     whole += tl.sum(dK * Kt.to(tl.float32), 0)
-    dK += _dot(tl.trans(dMak), At, DOT, PREC) + _dot(tl.trans(dMrk), Rt, DOT, PREC)
-    tl.store(dk + at, dK * _exp2(-L), mask=live)
+    dK += dot(tl.trans(dMak), At, DOT, PREC) + dot(tl.trans(dMrk), Rt, DOT, PREC)
+    tl.store(dk + at, dK * exp2_fast(-L), mask=live)
     late -= dK * Kt.to(tl.float32)
 
     both = late + early
     dlw = (whole + tl.sum(both, 0))[None, :] - tl.cumsum(both, 0) + late
-    tl.store(dw + at, dlw * (lw * LN2) * _sigmoid(-tl.load(w + at, mask=live, other=0.0).to(tl.float32)), mask=live)
+    tl.store(dw + at, dlw * (lw * LN2) * sigmoid(-tl.load(w + at, mask=live, other=0.0).to(tl.float32)), mask=live)
