@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from rwkv.config.schema import TrainConfig
 from rwkv.kernels import registry
@@ -18,7 +19,8 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     cfg, size = session.cfg, session.size
     op = GENERATIONS[size.version].WKV
     shape = 1, cfg.ctx_len.tokens, size.n_head, size.head_size
-    kernel = registry.chosen(op, cfg.model.kernel, torch.empty(shape, dtype=session.dtype, device=session.ranks.device))
+    sample = torch.empty(shape, dtype=session.dtype, device=session.ranks.device)
+    kernel = registry.chosen(op, cfg.model.kernel, sample)
     ranks = f" x {session.ranks.world} processes" if session.ranks.world > 1 else ""
     vals = session.read.vals.values()
     held = f"; {sum(v.count for v in vals):,} tokens of {sum(map(len, vals)):,} held out" if vals else "; nothing held out for validation"
@@ -36,9 +38,21 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     display.say(f"steps  {rows_text(session)}")
     display.say(f"bptt   {gradient_text(session)}")
     display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; {op} kernel: {kernel}")
+    if slower := slower_kernels(op, cfg.model.kernel, sample):
+        display.say(f"slow   {slower}")
     display.say(f"run    {session.folder.path}")
     display.say(f"losses in nats a token; knowing only each token's frequency gives {session.read.unigram_entropy:.3f}, knowing nothing {math.log(size.vocab_size):.3f}")
     display.say(f"ready after {seconds:.1f} s")
+
+
+def slower_kernels(op: str, backend: str, sample: Tensor) -> str:
+    """Which operations of a model, whose recurrence is `op`, run without the backend made for this device, and why; empty if none."""
+    around = [x for x in registry.ops() if not x.startswith("wkv") or x.startswith(f"{op}_")]
+    without: dict[str, list[str]] = {}
+    for x in [op] * (backend == "auto") + around:
+        for name, reason in registry.passed_over(x, sample).items():
+            without.setdefault(f"without {name}: {reason}", []).append(x)
+    return "; ".join(f"{', '.join(names)} {why}" for why, names in without.items())
 
 
 def rows_text(session: Session) -> str:

@@ -1,0 +1,48 @@
+"""The lines before the first step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from rwkv.kernels import registry
+from rwkv.model import rwkv  # noqa: F401  (registers the kernels)
+from rwkv.training.intro import slower_kernels
+
+ROOT = Path(__file__).parents[2]
+SAY = """
+import torch
+from rwkv.model import rwkv
+from rwkv.training.intro import slower_kernels
+print(slower_kernels("wkv7", "auto", torch.empty(1, 20, 1, 64)))
+print(slower_kernels("wkv7", "chunked", torch.empty(1, 20, 1, 64)))
+"""
+
+
+def test_a_compiler_that_fails_is_named(tmp_path):
+    env = {**os.environ, "CXX": "/bin/false", "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", SAY], env=env, capture_output=True, text=True, timeout=120)
+    taken, asked = done.stdout.splitlines()
+    assert "wkv7" in taken.split(" without ")[0].split(", ") and "without cpu: /bin/false cannot build cpu.cpp: exit 1" in taken, done.stderr
+    assert "wkv7" not in asked.split(" without ")[0].split(", ")  # the chunked form was asked for
+
+
+def test_what_is_made_for_another_device_is_no_reason():
+    assert all("cuda" not in registry.passed_over(op, torch.empty(1, 20, 1, 64)) for op in registry.ops())
+    assert "CUDA" not in slower_kernels("wkv6", "auto", torch.empty(1, 20, 1, 64))
+
+
+def test_a_dtype_without_a_kernel_is_named():
+    assert "wkv6 without cpu: fp32, bf16 and fp16 CPU tensors only" in slower_kernels("wkv6", "auto", torch.empty(1, 20, 1, 64, dtype=torch.float64))
+
+
+def test_missing_triton_is_named(monkeypatch):
+    """On a CUDA device, were Triton not there."""
+    triton = registry._OPS["wkv6"]["triton"]
+    monkeypatch.setitem(registry._OPS, "wkv6", {
+        "triton": registry.Backend("triton", triton.run, lambda _: "triton is not installed", triton.auto, "cpu"),  # as if made for this device
+        "chunked": registry._OPS["wkv6"]["chunked"],
+    })  # fmt: skip
+    assert slower_kernels("wkv6", "auto", torch.empty(1, 20, 1, 64)).startswith("wkv6 without triton: triton is not installed")
