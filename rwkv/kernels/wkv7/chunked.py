@@ -145,12 +145,17 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _unit_lower_inverse(Mab: Tensor) -> Tensor:
-    """(I - Mab)^-1 of strictly lower triangular Mab: the product of (I + Mab^(2^i)), since Mab^C = 0."""
+    """(I - Mab)^-1 of strictly lower triangular Mab: inverses of diagonal blocks, merged to twice the size each time.
+
+    [[X, 0], [E, Y]] has the inverse blocks X', Y' and Y' E X', never larger than the result: repeated keys, for which powers
+    of Mab explode, lose nothing.
+    """
     C = Mab.shape[-1]
-    eye = torch.eye(C, dtype=Mab.dtype, device=Mab.device)
-    inverse, power, reach = eye + Mab, Mab, 2
-    while reach < C:
-        power = power @ power
-        inverse = inverse + inverse @ power
-        reach *= 2
+    at = torch.arange(C, device=Mab.device)
+    i, j = at.view(C, 1), at.view(1, C)
+    inverse, size = torch.eye(C, dtype=Mab.dtype, device=Mab.device) + Mab * (i // 2 == j // 2).to(Mab.dtype), 2
+    while size < C:
+        E = Mab * ((i // (2 * size) == j // (2 * size)) & (i // size != j // size)).to(Mab.dtype)
+        inverse = inverse + inverse @ E @ inverse
+        size *= 2
     return inverse

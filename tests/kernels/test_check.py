@@ -1,0 +1,53 @@
+"""python -m rwkv.kernels: the list of backends, and the comparison with fp64."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rwkv.config.cli import guarded
+from rwkv.kernels import registry
+from rwkv.kernels.__main__ import main
+
+
+def test_the_list_says_what_runs_and_why_not(capsys):
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    sections, op = {}, None
+    for line in lines[3:]:
+        op = line[:15].strip() or op
+        backend, reason = line[16:].split(maxsplit=1)
+        sections.setdefault(op, {})[backend] = reason
+    assert set(sections) == set(registry.ops()) and all(list(sections[op]) == registry.names(op) for op in sections)
+    assert all(list(s.values()).count("runs") == 1 for s in sections.values())
+    if not torch.cuda.is_available():
+        assert sections["wkv6"]["triton"] == "CUDA devices only"
+
+
+@pytest.mark.parametrize("op", ["wkv4", "wkv6", "wkv7", "norm_mix", "wkv7_inputs", "wkv7_readout", "relu_squared", "cross_entropy_"])
+def test_what_can_run_here_passes(op, capsys):
+    assert main(["check", op]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.startswith(op)]
+    assert {row[1] for row in rows} == set(registry.names(op)) and max(map(len, out.splitlines()[2:])) <= 80
+    assert all("cannot" in row or row[5] == "ok" for row in rows)
+
+
+@pytest.mark.parametrize(("spoil", "tensor"), [(lambda y: y + 0.01 * y.detach().mean(), "y"), (lambda y: y + 1e-3 * (y - y.detach()), "d"), (lambda y: y * float("nan"), "")])
+def test_a_wrong_output_and_a_wrong_gradient_fail(spoil, tensor, monkeypatch, capsys):
+    right = registry._OPS["wkv4"]["chunked"]
+
+    def wrong(*args):
+        y, state = right.run(*args)
+        return spoil(y), state
+
+    monkeypatch.setitem(registry._OPS["wkv4"], "chunked", dataclasses.replace(right, run=wrong))
+    assert main(["check", "wkv4"]) == 1
+    row = next(line for line in capsys.readouterr().out.splitlines() if "chunked   fp32" in line)
+    assert "FAIL" in row and f"FAIL {tensor}" in row
+
+
+def test_what_is_no_operation_is_refused(capsys):
+    assert guarded(main, ["check", "wkv9"]) == 2
+    assert "wkv9: no such operation; there are cross_entropy_, " in capsys.readouterr().err
+    assert guarded(main, ["chek"]) == 2
