@@ -33,7 +33,10 @@ def test_what_can_run_here_passes(op, capsys):
     assert all("cannot" in row or row[5] == "ok" for row in rows)
 
 
-@pytest.mark.parametrize(("spoil", "tensor"), [(lambda y: y + 0.01 * y.detach().mean(), "y"), (lambda y: y + 1e-3 * (y - y.detach()), "d"), (lambda y: y * float("nan"), "")])
+SPOILT = [(lambda y: y + 0.01 * y.detach().mean(), "y"), (lambda y: y + 1e-3 * (y - y.detach()), "d"), (lambda y: y * float("nan"), "")]
+
+
+@pytest.mark.parametrize(("spoil", "tensor"), SPOILT, ids=["output", "gradient", "nan"])
 def test_a_wrong_output_and_a_wrong_gradient_fail(spoil, tensor, monkeypatch, capsys):
     right = registry._OPS["wkv4"]["chunked"]
 

@@ -103,7 +103,8 @@ INTERPRET = """
     from rwkv.kernels.fused import triton
     triton.PROGRAMS = 6  # several tokens a program, at these sizes
     from tests.kernels import triton_interpreter
-    from tests.kernels.test_fused import CASES, cross_entropies, distance, registry, worst
+    from rwkv.kernels import registry
+    from tests.kernels.test_fused import CASES, cross_entropies, distance, worst
     registry.cannot = lambda *_: None
     for op in ("norm_mix", "wkv7_inputs", "wkv7_readout", "relu_squared", "cross_entropy_"):
         object.__setattr__(registry._OPS[op]["triton"], "can", lambda _: None)

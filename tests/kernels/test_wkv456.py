@@ -91,7 +91,7 @@ def make_inputs(op, B, T, H, N, decay, seed=0):
 
 OPS = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6}
 NAIVE = {"wkv4": naive4, "wkv5": naive5, "wkv6": naive6}
-CASES = [(op, name) for op in OPS for name in registry.names(op)]
+CASES = [(op, name) for op in OPS for name in registry.names(op) if name != "triton"]  # which has tests of its own
 
 
 def backend_of(op, name, dtype):
@@ -192,7 +192,7 @@ def test_a_gradient_of_the_output_or_of_the_state_alone(op):
         torch.testing.assert_close(all_, of_y + of_s, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", registry.names("wkv4"))
+@pytest.mark.parametrize("backend", [name for op, name in CASES if op == "wkv4"])
 def test_wkv4_does_not_overflow(backend):
     """Keys of hundreds, whose exponentials are no fp32 numbers, from the start of a document."""
     k = torch.tensor([300.0, -500.0, 200.0, 310.0]).view(1, 4, 1).expand(1, 4, 8)

@@ -123,8 +123,9 @@ def test_outputs_and_gradients(what, dtype):
 @pytest.mark.parametrize("op", TRITON)
 def test_two_runs_are_equal_and_strided_inputs_too(op):
     x, reset, grads = case(op, 2, 300, 3, 64, "mixed", 0.02, torch.bfloat16)
-    plain, again = (results(op, TRITON[op], x, reset, grads, torch.bfloat16, torch.float32, "cuda") for _ in range(2))
-    strided = results(op, lambda *a: TRITON[op](*(torch.stack([t, t], -1)[..., 0] for t in a[:-1]), a[-1]), x, reset, grads, torch.bfloat16, torch.float32, "cuda")
+    strided = lambda *a: TRITON[op](*(torch.stack([t, t], -1)[..., 0] for t in a[:-1]), a[-1])  # noqa: E731
+    forms = TRITON[op], TRITON[op], strided
+    plain, again, strided = (results(op, fn, x, reset, grads, torch.bfloat16, torch.float32, "cuda") for fn in forms)
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(plain, again, strided, strict=True))
 
 
