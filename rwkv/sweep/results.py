@@ -118,6 +118,7 @@ def reason(job: Job, result: Result) -> str:
     step = f"at step {result.last['step']:,}"
     if job.state == "failed":
         lines = [line.strip() for line in last_lines(result.log) if line.strip()]
+        lines = [line for line in lines if not line.startswith(("srun:", "slurmstepd:"))] or lines  # who only say that it has failed
         told = [line for line in lines if "error:" in line.lower()] or lines
         return f"exit code {job.code}: {told[-1] if told else 'it has written nothing'}"
     if job.state == "pruned":

@@ -45,7 +45,7 @@ def sweep(tmp_path) -> Sweep:
             (run / "report.html").write_text("")
         if state == "pruned":
             (run / "pruned.json").write_text(json.dumps({"reason": "worse than the median"}))
-    made.log(made.jobs[3]).write_text("step 20\nerror: step 21: loss nan: stopped\n")
+    made.log(made.jobs[3]).write_text("step 20\nerror: step 21: loss nan: stopped\nsrun: error: n1: task 0: Exited with exit code 2\n")
     made.save()
     return made
 
