@@ -73,13 +73,13 @@ def table(title: str, jobs: list[Job], progress: dict[int, Progress], rows: int,
     out = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None, padding=(0, 1))
     for name, justify in (("#", "right"), ("run", "left"), ("state", "left"), ("", "left"), ("step", "right"), ("loss", "right"), ("val", "right"),
                           ("tok/s", "right"), ("left", "right")):  # fmt: skip
-        out.add_column(name, justify=justify, no_wrap=True)
+        out.add_column(name, justify=justify, no_wrap=name != "run")  # where room is short, labels are cut and numbers are not
     shown = sorted(sorted(jobs, key=lambda j: ORDER.index(j.state))[: max(rows, 1)], key=lambda j: j.number)
     for job in shown:
         p = progress.get(job.number, Progress())
         eta = p.eta(job.budget) if job.state == "running" else None
         out.add_row(
-            str(job.number), job.label, Text(job.state, COLOURS[job.state]), ProgressBar(job.budget, min(p.tokens, job.budget), width=14),
+            str(job.number), Text(job.label, no_wrap=True, overflow="ellipsis"), Text(job.state, COLOURS[job.state]), ProgressBar(job.budget, min(p.tokens, job.budget), width=14),
             f"{p.step:,}" if p.step else "", figure(p.loss), figure(p.val), f"{p.rate:,.0f}" if p.rate else "",
             duration(eta) if eta is not None else "",
         )  # fmt: skip

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from rwkv.sweep.ledger import Job, Sweep, last_lines
 from rwkv.sweep.progress import Progress, Tail
-from rwkv.sweep.screen import Screen, seconds_left
+from rwkv.sweep.screen import Screen, seconds_left, table
 
 
 def line(step, **more):
@@ -51,6 +51,14 @@ def test_on_a_low_terminal_the_rows_that_matter_stay(tmp_path):
         screen.show(jobs(), {}, 1, force=True)
     text = console.file.getvalue()
     assert "lr=2" in text and "lr=3" in text and "lr=5" not in text and "and 3 more" in text
+
+
+def test_on_a_narrow_terminal_labels_are_cut_and_numbers_are_not():
+    out = io.StringIO()
+    done = Job(7, [], "lr=0.003 " * 20, "x", budget=100, state="running")
+    Console(file=out, width=90, _environ={}).print(table("t", [done], {7: Progress(1234, 50, 1.234, 5678.0, [(50, 2.345)])}, 5, ""))
+    assert all(what in out.getvalue() for what in ("lr=0.003 lr", "…", "running", "1,234", "1.234", "2.345", "5,678")), out.getvalue()
+    assert len(out.getvalue().splitlines()) == 3
 
 
 def test_the_end_of_a_long_log(tmp_path):
