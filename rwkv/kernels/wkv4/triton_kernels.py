@@ -18,6 +18,8 @@ sums, their exponent, and the log of the chunk's decay, `EMPTY` where a reset cu
 import triton
 import triton.language as tl
 
+from rwkv.kernels.triton_tiles import exp_exact
+
 SIZES = ["n", "T", "C"]  # one compiled kernel serves all
 EMPTY = tl.constexpr(-1e38)  # an exponent whose exp is 0 beside any other
 
@@ -25,7 +27,7 @@ EMPTY = tl.constexpr(-1e38)  # an exponent whose exp is 0 beside any other
 @triton.jit
 def _log_decay(w, at, live):
     raw = tl.load(w + at, mask=live, other=0.0).to(tl.float32)
-    return -tl.exp(tl.where(raw > 50.0, 50.0, raw))
+    return -exp_exact(tl.where(raw > 50.0, 50.0, raw))
 
 
 @triton.jit
@@ -147,7 +149,7 @@ def backward_ends(
         du += g * new * (value - out)
         dlw += g * old * (da - out * db)
         gp, was, now = _weights(gp, tl.where(near > 0.0, i * lw - q, EMPTY))
-        ga, gb = was * ga + now * near * g, was * gb - now * near * g * out
+        ga, gb = was * ga + now * g, was * gb - now * g * out
         pp, age, old, new = _take_in(pp, age, lw, key)
         da, db = old * (da + aa), old * (db + bb)
         aa, bb = old * aa + new * value, old * bb + new

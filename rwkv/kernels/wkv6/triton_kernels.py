@@ -19,14 +19,14 @@ EACH: w is one decay a token, [B, T, H, N], rather than one for all, [H, N].
 import triton
 import triton.language as tl
 
-from rwkv.kernels.triton_tiles import LN2, LOG2_E, SIZES, dot, exp2_fast, load, place, segments
+from rwkv.kernels.triton_tiles import LN2, LOG2_E, SIZES, dot, exp2_fast, exp_exact, load, place, segments
 
 
 @triton.jit
 def _log2_decay(w, at, at_head, live, EACH: tl.constexpr):
     """Filling tokens get 0: their decay is 1."""
     raw = load(w, at if EACH else at_head, live)
-    return tl.where(live, -LOG2_E * tl.exp2(tl.where(raw > 50.0, 50.0, raw) * LOG2_E), 0.0)  # exp(-exp(50)) is 0
+    return tl.where(live, -LOG2_E * exp_exact(tl.where(raw > 50.0, 50.0, raw)), 0.0)  # exp(-exp(50)) is 0
 
 
 @triton.jit
@@ -37,13 +37,16 @@ def _before(C: tl.constexpr):
 
 
 @triton.jit
-def _decay(M, lw, DOT: tl.constexpr, PREC: tl.constexpr):
-    """The decay over the tokens that the rows of M, of 0 and 1, name."""
-    if DOT == tl.bfloat16:
-        high = lw.to(DOT)  # with the rest twice the digits of tf32, at its price
-        return exp2_fast(dot(M, high, DOT, PREC) + dot(M, lw - high.to(tl.float32), DOT, PREC))
-    else:
-        return exp2_fast(dot(M, lw, DOT, PREC))
+def _decay(M, lw, DOT: tl.constexpr):
+    """The decay over the tokens that the rows of M, of 0 and 1, name: lw in bf16 parts, two that have 16 digits or all three."""
+    high = lw.to(tl.bfloat16)
+    rest = lw - high.to(tl.float32)
+    X = tl.dot(M.to(tl.bfloat16), high)
+    low = rest.to(tl.bfloat16)
+    X += tl.dot(M.to(tl.bfloat16), low)
+    if DOT == tl.float32:
+        X += tl.dot(M.to(tl.bfloat16), (rest - low.to(tl.float32)).to(tl.bfloat16))
+    return exp2_fast(X)
 
 
 @triton.jit
@@ -69,7 +72,7 @@ def chunk_states(
     lw = _log2_decay(w, at, at0 // N % H * N + c[None, :] + 0 * t[:, None], live, EACH)
     seg, end = segments(reset, row, t0, T, C, RESET)
     near, M = (seg == 0 if REVERSE else seg == end)[:, None], _before(C) if REVERSE else tl.trans(_before(C))
-    X = tl.where(near, load(x, at, live) * _decay(M, lw, DOT, PREC), 0.0)
+    X = tl.where(near, load(x, at, live) * _decay(M, lw, DOT), 0.0)
     for b in tl.static_range(BN // BV):
         z = b * BV + tl.arange(0, BV)
         Y = load(y, at0 + t[:, None] * (H * N) + z[None, :], (t0 + t < T)[:, None] & (z < N)[None, :])
@@ -116,12 +119,12 @@ def outputs(
     A = tl.zeros([C, C], tl.float32)
     for e in tl.range(0, LEVELS):
         M, pairs = _level(e, C)
-        E = _decay(M, lw, DOT, PREC)
+        E = _decay(M, lw, DOT)
         A += tl.where(pairs & same, dot(R * E, tl.trans((K * E).to(DOT)), DOT, PREC), 0.0)
     now = tl.sum(R * load(u, at_head, (c < N)[None, :]) * K, 1)
     A += tl.where(t[:, None] == t[None, :], now[:, None], 0.0)
 
-    Rs = tl.where((seg == 0)[:, None], R * _decay(_before(C), lw, DOT, PREC), 0.0)
+    Rs = tl.where((seg == 0)[:, None], R * _decay(_before(C), lw, DOT), 0.0)
     for b in tl.static_range(BN // BV):
         z = b * BV + tl.arange(0, BV)
         at_z, live_z = at0 + t[:, None] * (H * N) + z[None, :], (t0 + t < T)[:, None] & (z < N)[None, :]
@@ -161,8 +164,8 @@ def gradients(
         dA += dot(dY, tl.trans(V), DOT, PREC)
         whole += tl.sum(state.to(tl.float32) * grad.to(tl.float32), 0)
     earlier = _before(C)
-    dR *= tl.where((seg == 0)[:, None], _decay(earlier, lw, DOT, PREC), 0.0)
-    after = tl.where((seg == end)[:, None], _decay(tl.trans(earlier), lw, DOT, PREC), 0.0)
+    dR *= tl.where((seg == 0)[:, None], _decay(earlier, lw, DOT), 0.0)
+    after = tl.where((seg == end)[:, None], _decay(tl.trans(earlier), lw, DOT), 0.0)
     dK *= after
     dlw = (whole * tl.load(D + tile * BN + c))[None, :] + dot(tl.trans(earlier), dR * R, DOT, PREC) + dot(earlier, dK * K, DOT, PREC)
 
@@ -170,7 +173,7 @@ def gradients(
     A = tl.zeros([C, C], tl.float32)
     for e in tl.range(0, LEVELS):
         M, pairs = _level(e, C)
-        E = _decay(M, lw, DOT, PREC)
+        E = _decay(M, lw, DOT)
         RE, KE = (R * E).to(DOT), (K * E).to(DOT)
         A += tl.where(pairs & same, dot(RE, tl.trans(KE), DOT, PREC), 0.0)
         d = tl.where(pairs & same, dA, 0.0).to(DOT)
