@@ -1,7 +1,6 @@
 """python -m rwkv.certify [group=option ...] [key=value ...] [--lengths=N,N]: prove that these settings give the exact gradient."""
 
 import sys
-from pathlib import Path
 
 from rwkv.config import cli
 from rwkv.errors import ConfigError
@@ -26,28 +25,24 @@ def main(argv: list[str]) -> int:
     cfg = load(overrides)
     check(cfg, reads_data=False)
 
-    from rwkv.checkpoint import official
-    from rwkv.config.derived import size_of
-    from rwkv.config.vocab import VOCAB_SIZES
-    from rwkv.data import tokenizer
     from rwkv.memory import free_bytes, human, peak_bytes
-    from rwkv.training.fit import training_need
+    from rwkv.model.state import DTYPES
     from rwkv.training.intro import gradient_name
+    from rwkv.training.planning.fit import one_backward
+    from rwkv.training.planning.work import model_size
     from rwkv.training.ranks import Ranks
     from rwkv.training.selfcheck import ROWS, certificates
-    from rwkv.training.session import DTYPES, settings_of
+    from rwkv.training.session import settings_of
 
     device = Ranks(cfg.strategy).device
-    vocab = VOCAB_SIZES.get(cfg.tokenizer.kind) or tokenizer.build(cfg.tokenizer.kind, cfg.tokenizer.path).vocab_size
-    found = official.size_of(official.load(Path(cfg.model.path))) if cfg.model.path else None
-    size, ctx = size_of(cfg, vocab, found), cfg.ctx_len.tokens
+    size, ctx = model_size(cfg), cfg.ctx_len.tokens
     lengths = lengths or [2 * ctx, 7 * ctx // 2, 6 * ctx]
     if min(lengths) <= ctx:
         raise ConfigError(f"--lengths={min(lengths)}: one chunk of ctx_len={ctx} has all of it; compare documents of more than one chunk")
-    need, free = training_need(size, ROWS, max(lengths), cfg.precision.weights, recompute=False), free_bytes(device)
-    if need.total > free:
+    need, free = one_backward(size, ROWS, max(lengths), cfg.precision.weights, device), free_bytes(device)
+    if need > free:
         raise ConfigError(
-            f"one backward over {max(lengths)} tokens does not fit: it needs about {need}, and {human(free)} are free on {device}; "
+            f"one backward over {max(lengths)} tokens does not fit: it needs about {human(need)}, and {human(free)} are free on {device}; "
             "give shorter --lengths=, a shorter ctx_len or a smaller model"
         )
     print(f"RWKV-{size.version[1:]} {size.n_layer} x {size.n_embd}, {cfg.precision.weights}, chunks of {ctx}, bptt {gradient_name(cfg)}, on {device}")

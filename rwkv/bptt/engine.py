@@ -83,9 +83,14 @@ class Bptt:
     def done(self) -> bool:
         return self.first >= self.n
 
+    @property
+    def goes_back(self) -> bool:
+        """Whether the next chunk is one of the second pass."""
+        return self.at >= self.last
+
     def advance(self) -> None:
         """One chunk of one pass."""
-        self._forward() if self.at < self.last else self._backward()
+        self._backward() if self.goes_back else self._forward()
         self.work += 1
 
     def _open(self, first: int, state: State) -> None:

@@ -161,12 +161,17 @@ class Sqrt:
 def choose(n: int, like: State, sharing: int = 1) -> str:
     """`auto`: on the device while the states take little of its free memory, then on the host, which `sharing` processes
     share, then sqrt of them."""
-    size = n * size_bytes(like.tensors())
     device = like.wkv.device
-    if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] / 16:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    return place_of_states(n * size_bytes(like.tensors()), free, free_host_bytes() / sharing)
+
+
+def place_of_states(size: int, device: float | None, host: float) -> str:
+    """`auto`, by the bytes of all states and those free on a CUDA device (None: there is none) and on the host."""
+    if device is not None and size <= device / 16:
         return "device"
-    if size <= free_host_bytes() / 4 / sharing:  # pinned memory may come in powers of two
-        return "host" if device.type == "cuda" else "device"
+    if size <= host / 4:  # pinned memory may come in powers of two
+        return "device" if device is None else "host"
     return "sqrt"
 
 
@@ -177,6 +182,12 @@ def size_bytes(tensors: Sequence[Tensor]) -> int:
 def room_for(each: int, wanted: int, device: torch.device, sharing: int = 1) -> tuple[str, int]:
     """(kind, how many entries of `each` bytes) to keep block inputs in, at most `wanted`: all on the device if they take
     little of it, else as many as a quarter of the free host memory, shared by `sharing` processes, holds."""
-    if device.type == "cuda" and wanted * each <= torch.cuda.mem_get_info(device)[0] / 8:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    return place_of_inputs(each, wanted, free, free_host_bytes() / sharing)
+
+
+def place_of_inputs(each: int, wanted: int, device: float | None, host: float) -> tuple[str, int]:
+    """What `room_for` gives, by the bytes free on a CUDA device (None: there is none) and on the host."""
+    if device is not None and wanted * each <= device / 8:
         return "device", wanted
-    return "host", min(wanted, int(free_host_bytes() / 4 / sharing / each))
+    return "host", min(wanted, int(host / 4 / each))

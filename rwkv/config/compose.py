@@ -291,6 +291,17 @@ def _sets(file: Path, key: list[str]) -> bool:
     return any(line.strip().startswith(f"{key[-1]}:") for line in file.read_text().splitlines())
 
 
+def tree_of(cfg: TrainConfig) -> dict[str, Any]:
+    """The settings as YAML has them: dicts, lists and plain values."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: plain(v) for k, v in node.items()}
+        return [plain(v) for v in node] if isinstance(node, list | tuple) else node
+
+    return plain(dataclasses.asdict(cfg))
+
+
 def flatten(cfg: TrainConfig) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every setting."""
 

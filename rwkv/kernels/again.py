@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_offered: dict[int, tuple[Tensor, "_Made", int]] | None = None  # by address; held, so that no other tensor gets an address here
+_offered: dict[Any, tuple[Tensor, "_Made", int]] | None = None  # by address; held, so that no other tensor gets an address here
 
 
 @contextmanager
@@ -40,10 +40,10 @@ def offer(outputs: Sequence[Tensor], run: Callable[..., Sequence[Tensor]], *inpu
     """`outputs` are what run(*inputs) gives. Those that lie in an input's memory cost nothing and are left out."""
     if selecting() and torch.is_grad_enabled():
         made = _Made(run, [_pack(x) if isinstance(x, Tensor) else x for x in inputs])
-        given = {x.data_ptr() for x in inputs if isinstance(x, Tensor)}
+        given = {_address(x) for x in inputs if isinstance(x, Tensor)}
         for i, out in enumerate(outputs):
-            if out.data_ptr() not in given:
-                _offered[out.data_ptr()] = out.detach(), made, i
+            if _address(out) not in given:
+                _offered[_address(out)] = out.detach(), made, i
 
 
 def forget(*_: Any) -> None:
@@ -79,8 +79,13 @@ class _Note:
     shape: torch.Size = field(repr=False)
 
 
+def _address(x: Tensor) -> Any:
+    """Where x lies; on the meta device, where nothing does, its storage stands for that."""
+    return (x.untyped_storage()._cdata, x.storage_offset()) if x.is_meta else x.data_ptr()
+
+
 def _pack(x: Tensor) -> Tensor | _Note:
-    out, made, i = (_offered or {}).get(x.data_ptr(), (None, None, 0))
+    out, made, i = (_offered or {}).get(_address(x), (None, None, 0))
     if out is None or x.numel() != out.numel() or not x.is_contiguous():
         return x
     made.uses += 1

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from rwkv.compile_cpp import compile_cpp
 from rwkv.errors import KernelError
+from rwkv.kernels import dry
 
+CHUNK = 16  # tokens, C of cpu.h
 DTYPES = torch.float32, torch.bfloat16, torch.float16  # of the inputs; computed in fp32
 
 
@@ -30,7 +32,7 @@ class Library:
 
     def why_not_for(self, x: Tensor, width: str) -> str | None:
         """None if the library can be used for tensors like x; `width` names its last axis. Compiles where nothing else speaks against it."""
-        if x.device.type != "cpu" or x.dtype not in DTYPES:
+        if dry.device_type(x) != "cpu" or x.dtype not in DTYPES:
             return "fp32, bf16 and fp16 CPU tensors only"
         return f"{width} that are multiples of 8 only" if x.shape[-1] % 8 else self.why_not()
 
@@ -38,8 +40,14 @@ class Library:
         if self.count(name, *args):
             raise MemoryError(f"{name}: no memory for scratch")
 
+    def chunks(self, name: str, reset: Tensor | None, rows: int, tokens: int) -> int:
+        """The most chunks that a row is cut into. Resets cut it into more, of which a dry run knows nothing."""
+        return -(-tokens // CHUNK) if dry.running() else self.count(name, reset, rows, tokens)
+
     def count(self, name: str, *args: Tensor | int | None) -> int:
-        """What the function returns."""
+        """What the function returns; in a dry run 0."""
+        if dry.running():
+            return 0
         return getattr(self._load()[0], name)(*map(_argument, args))
 
     def _load(self) -> tuple[ctypes.CDLL | None, str | None]:

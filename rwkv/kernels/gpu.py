@@ -7,11 +7,15 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from rwkv.kernels import dry
+
 
 def why_no_triton(x: Tensor) -> str | None:
     """None if Triton kernels run on the device of `x`, else the reason."""
-    if x.device.type != "cuda" or torch.version.hip:
+    if dry.device_type(x) != "cuda" or torch.version.hip:
         return "CUDA devices only"
+    if dry.running():
+        return None
     if not _installed():
         return "triton is not installed"
     if torch.cuda.get_device_capability(x.device) < (8, 0):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv.kernels import pool, registry
+from rwkv.kernels import dry, pool, registry
 from rwkv.kernels.common import state_dtype
 from rwkv.kernels.fused import cross_entropy_
 from rwkv.model.state import State
@@ -87,7 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         whole = weight if weight.dim() == 1 else weight.sum(0)
         in_place = registry.chosen("cross_entropy_", "auto", hidden) == "triton"
         rows = max(1, (LOGITS_IN_PLACE if in_place else LOGITS_AT_ONCE) // len(head))
-        pooled = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+        pooled = dry.device_type(hidden) == "cpu" and hidden.dtype == torch.float32
         for start in range(0, len(hidden), rows):
             cut = slice(start, start + rows)
             h = hidden[cut]

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from rwkv.model.size import Size
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}  # of the weights, by the names of the settings
+
 
 @dataclass(frozen=True)
 class State:
@@ -28,6 +30,11 @@ class State:
         wkv_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         wkv = (3, size.n_embd) if size.version == "v4" else (size.n_head, size.head_size, size.head_size)
         return State(shift, torch.zeros(rows, size.n_layer, *wkv, dtype=wkv_dtype, device=device))
+
+    @staticmethod
+    def row_bytes(size: Size, dtype: torch.dtype) -> int:
+        """Of one row."""
+        return sum(x.numel() * x.element_size() for x in State.zeros(size, 1, dtype, "meta").tensors())
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         return self.shift, self.wkv

@@ -40,6 +40,7 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
         "fill": round(statistics.fmean(fills), 4) if fills else None,
         "unigram": session.read.unigram_entropy,
         "data": session.fingerprint,
+        "plan": next((beside_plan(r) for r in records if "plan/memory" in r), None),
     }
     display.say()
     display.say(f"{count(session.step, 'step')}, {session.tokens:,} tokens in {duration(seconds)}: {summary['tokens_per_sec'] or 0:,.0f} tokens/s")
@@ -59,6 +60,11 @@ def finish(session: Session, display: Display, log: MetricsLog | None) -> None:
     temp.replace(folder.summary)  # last: from here on the run is finished
     display.say(f"report {folder.report}")
     display.say(f"run    {folder.path}")
+
+
+def beside_plan(record: dict) -> dict:
+    """Of the record that has the plan and what was measured, those."""
+    return {k: v for k, v in record.items() if k.startswith("plan/") or k in ("peak_memory", "step_seconds", "measured_tokens_per_sec", "comm_bytes")}
 
 
 def verdict(session: Session, display: Display, train_loss: float | None, val_loss: float | None) -> str | None:

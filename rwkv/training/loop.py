@@ -3,7 +3,6 @@
 The training step itself is `optimizer_step`; the gradient it takes is `rwkv.bptt.engine`.
 """
 
-import dataclasses
 import json
 import time
 import uuid
@@ -15,6 +14,7 @@ import yaml
 
 from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
+from rwkv.config.compose import tree_of
 from rwkv.config.schema import TrainConfig
 from rwkv.errors import CheckpointError, TrainingError, UserError
 from rwkv.training import environment
@@ -23,6 +23,7 @@ from rwkv.training.finish import finish
 from rwkv.training.guard import end
 from rwkv.training.intro import introduce
 from rwkv.training.metrics import MetricsLog, start_wandb
+from rwkv.training.planning.compare import COMPARED_AFTER, bytes_between, compare
 from rwkv.training.ranks import Ranks
 from rwkv.training.selfcheck import certificates
 from rwkv.training.session import Session
@@ -90,7 +91,7 @@ def run(session: Session, overrides: list[str], stop: Stop, display: Display, st
 def fit(session: Session, stop: Stop, display: Display, log: MetricsLog | None) -> bool:
     """Optimizer steps until the token budget is reached. Returns whether a signal ended it before."""
     cfg = session.cfg
-    breaks = Breaks(session, stop, display)
+    breaks, done = Breaks(session, stop, display), 0
     loss, recent = None, [(session.tokens, time.monotonic())]
     while session.tokens < cfg.trainer.tokens:
         step = session.next_step()
@@ -101,9 +102,15 @@ def fit(session: Session, stop: Stop, display: Display, log: MetricsLog | None) 
             display.progress(session.step, session.tokens, loss, rate_of(recent), inside(step))
             if breaks.inside(step):
                 return True
+        sent = session.ranks.summed
         record = optimizer_step(session, step, display)
+        if communicated := bytes_between(session, step, session.ranks.summed - sent):
+            record["comm_bytes"] = communicated
         loss = record.get("train/loss", loss)
         recent = [*recent[-RATE_WINDOW:], (session.tokens, time.monotonic())]
+        done += 1
+        if done == COMPARED_AFTER:
+            record |= compare(session, display, recent)
         rate, last = rate_of(recent), session.tokens >= cfg.trainer.tokens
         if cfg.trainer.val_every and session.step % cfg.trainer.val_every == 0 and not last:
             record |= session.validate()
@@ -267,16 +274,9 @@ def self_check(session: Session, display: Display) -> None:
 
 def write_settings(folder: RunFolder, cfg: TrainConfig, overrides: list[str]) -> None:
     """config.yaml, overrides.yaml and env.json: how this run came about."""
-    folder.config.write_text(yaml.safe_dump(plain(dataclasses.asdict(cfg)), sort_keys=False))
+    folder.config.write_text(yaml.safe_dump(tree_of(cfg), sort_keys=False))
     folder.overrides.write_text(yaml.safe_dump(list(overrides)))
     folder.env.write_text(json.dumps(environment.describe(), indent=1))
-
-
-def plain(tree):
-    """Tuples as lists, for YAML."""
-    if isinstance(tree, dict):
-        return {k: plain(v) for k, v in tree.items()}
-    return [plain(v) for v in tree] if isinstance(tree, list | tuple) else tree
 
 
 def finished_message(folder: RunFolder) -> str:

@@ -46,6 +46,7 @@ class Ranks:
         self.device = self.fabric.device
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
         self.first = self.rank == 0
+        self.summed = 0  # bytes of gradients given to `sum_gradients`, in all
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over all ranks, on every rank."""
@@ -93,6 +94,7 @@ class Ranks:
             if sum(g.numel() * g.element_size() for g in piece) >= REDUCE_BYTES or i == len(grads) - 1:
                 flat = torch.cat([g.flatten() for g in piece])
                 dist.all_reduce(flat)
+                self.summed += flat.numel() * flat.element_size()
                 for g, summed in zip(piece, flat.split([g.numel() for g in piece]), strict=True):
                     g.copy_(summed.view_as(g))
                 piece = []

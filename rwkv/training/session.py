@@ -19,18 +19,16 @@ from rwkv.data.corpus import Corpus
 from rwkv.data.read import read
 from rwkv.errors import CheckpointError, DataError
 from rwkv.model.rwkv import initial_weights
-from rwkv.model.state import State
+from rwkv.model.state import DTYPES, State
 from rwkv.training import strategies
-from rwkv.training.fit import check_fit
 from rwkv.training.guard import Guard
+from rwkv.training.planning.fit import check_fit
+from rwkv.training.planning.work import Work
 from rwkv.training.ranks import Ranks
 from rwkv.training.saving import Saver
 from rwkv.training.schedule import learning_rate
-from rwkv.training.step import Step
+from rwkv.training.step import VAL_ROWS, Step
 from rwkv.training.strategies import MASTER
-from rwkv.training.strategies.whole import DTYPES
-
-VAL_ROWS = 8
 
 
 class Session:
@@ -41,6 +39,7 @@ class Session:
         carry: the state of this rank's rows, from step to step.
         val_loss: of the weights as they are; None if they were not validated.
         differences: of `model.path` from the model, in words, where `model.partial` allows them.
+        work, planned: what the settings ask of the machine, and the memory it was planned to take.
         seconds: spent training, over all processes that had a part in it.
     """
 
@@ -51,11 +50,12 @@ class Session:
         self.differences = ""
         self.given = official.load(Path(cfg.model.path)) if cfg.model.path else None
         self.size = size_of(cfg, self.tokenizer.vocab_size, official.size_of(self.given) if self.given else None)
+        self.work = Work.of(cfg, self.size)
+        self.planned = check_fit(cfg, self.work, ranks)
         self.read = read(cfg, self.tokenizer, self.size.vocab_size)
         self.fingerprint = self.read.fingerprint
         self.data, self.cut_documents = layout.build(cfg.layout, self.read.sources, cfg.ctx_len.tokens, cfg.seed, cfg.bptt.mode == "off")
         self.dtype = DTYPES[cfg.precision.weights]
-        check_fit(cfg, self.size, ranks.device)
         self.strategy = strategies.build(cfg, self.size, ranks)
         self.model = self.strategy.model
         self.settings = settings_of(cfg, folder.path if folder else None, ranks, self.strategy)

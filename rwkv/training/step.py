@@ -10,6 +10,8 @@ from rwkv.model.state import State
 from rwkv.training.ranks import Ranks
 from rwkv.training.strategies import Strategy
 
+VAL_ROWS = 8  # side by side in a validation, over all ranks
+
 
 class Step:
     """Call `advance` until `done`; then the gradients stand in the parameters, of this rank's rows alone.
@@ -38,6 +40,7 @@ class Step:
         self.predicted_of = [sum(x) for x in zip(*(b.predicted_of for b in batches), strict=True)]
         self.loss = torch.zeros(len(self.predicted_of), dtype=torch.float64, device=ranks.device)  # of each source
         self.micro, self.tick = 0, 0
+        self.passes = [0, 0]  # of this process: without a graph, and with one
         self._open()
 
     @property
@@ -73,6 +76,7 @@ class Step:
         """One chunk of one pass, if this rank has any left in the batch."""
         self.strategy.last_pass(self.work == self.total - 1)
         if not self.bptt.done:
+            self.passes[self.bptt.goes_back] += 1
             self.bptt.advance()
         self.tick += 1
         if self.tick == self.ticks[self.micro]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rwkv.kernels import dry
 from rwkv.kernels.compiled import Library
 from rwkv.kernels.pool import empty
 
@@ -13,12 +14,12 @@ library = Library(Path(__file__).with_name("cpu.cpp"))
 
 def why_not(x: Tensor) -> str | None:
     """None if the kernels can run for a tensor like `x`, else the reason."""
-    return library.why_not() if x.device.type == "cpu" and x.dtype == torch.float32 else "fp32 CPU tensors only"
+    return library.why_not() if dry.device_type(x) == "cpu" and x.dtype == torch.float32 else "fp32 CPU tensors only"
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor, l2wrap: float, gradient: bool) -> Tensor:
     """Args and returns as `rwkv.kernels.fused.cross_entropy_`; logits contiguous. Raises IndexError for a target outside the vocabulary."""
-    losses = torch.empty(len(logits))
+    losses = logits.new_empty(len(logits))
     wrap = l2wrap * scale if l2wrap else None
     if library.count(
         "rwkv_cross_entropy", *logits.shape, torch.get_num_threads(), logits, targets.long().contiguous(), scale.contiguous(), wrap, gradient, losses

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rwkv.kernels import dry
 from rwkv.kernels.common import state_dtype
 from rwkv.kernels.wkv4.reference import EMPTY, exponent, log_decay
 
@@ -24,7 +25,7 @@ def wkv4_chunked(
 ) -> tuple[Tensor, Tensor]:
     """Args and returns as `rwkv.kernels.wkv4.wkv4`; `chunk` is C: by default the fastest measured on a CPU (8), or 16 to have fewer and larger operations."""
     (B, T, channels), acc = k.shape, state_dtype(k)
-    C = min(chunk or (8 if k.device.type == "cpu" else 16), T)
+    C = min(chunk or (8 if dry.device_type(k) == "cpu" else 16), T)
     n = -(-T // C)
     split = lambda x: F.pad(x, (0, 0, 0, n * C - T)).view(B, n, C, -1)  # noqa: E731
     lw, u, K, V, state = log_decay(w).to(acc), u.to(acc), split(k.to(acc)), split(v.to(acc)), state.to(acc)

@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv.kernels.compiled import Library, check, plain, wants_grad
+from rwkv.kernels.compiled import CHUNK, Library, check, plain, wants_grad
 from rwkv.kernels.pool import empty
 
-CHUNK = 16  # tokens between the states that the forward keeps: C of cpu.h
 library = Library(Path(__file__).with_name("cpu.cpp"))
 
 
@@ -47,7 +46,7 @@ class _Compiled(torch.autograd.Function):
         k = inputs[2]
         B, T, C = k.shape
         dy = torch.zeros_like(k) if dy is None else plain(dy)
-        dw, du, dk, dv, dstate = torch.empty(B, C), torch.empty(B, C), empty(B, T, C), empty(B, T, C), torch.empty(B, 3, C)
+        dw, du, dk, dv, dstate = empty(B, C), empty(B, C), empty(B, T, C), empty(B, T, C), empty(B, 3, C)
         library.call(
             "rwkv_wkv4_backward", B, T, C, torch.get_num_threads(), *inputs, saved, last, dy, plain(dlast), dw, du, dk, dv, dstate
         )  # fmt: skip
@@ -58,6 +57,6 @@ class _Compiled(torch.autograd.Function):
 def _forward(inputs, saved):
     """y and the final state; what the backward needs goes to `saved`, if it is not None."""
     B, T, C = inputs[2].shape
-    y, last = empty(B, T, C), torch.empty(B, 3, C)
+    y, last = empty(B, T, C), empty(B, 3, C)
     library.call("rwkv_wkv4_forward", B, T, C, torch.get_num_threads(), *inputs, y, last, saved)
     return y, last

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rwkv.kernels import dry
 from rwkv.kernels.common import Layout, Segments, state_dtype
 from rwkv.kernels.wkv6.reference import log_decay
 
@@ -26,7 +27,7 @@ def wkv6_chunked(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor, reset: Tensor | None, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Args and returns as `rwkv.kernels.wkv6.wkv6`; `chunk` is C: by default the fastest measured on a CPU (8), or 16 to have fewer and larger operations."""
-    return _Chunked.apply(r, w, k, v, u, state, reset, min(chunk or (8 if r.device.type == "cpu" else 16), r.shape[1]))
+    return _Chunked.apply(r, w, k, v, u, state, reset, min(chunk or (8 if dry.device_type(r) == "cpu" else 16), r.shape[1]))
 
 
 class _Chunked(torch.autograd.Function):

@@ -59,8 +59,8 @@ class _Compiled(torch.autograd.Function):
         (B, T, H, N), each = inputs[0].shape, inputs[1].dim() == 4
         dy = torch.zeros_like(inputs[0]) if dy is None else plain(dy)
         dr, dk, dv = (empty(B, T, H, N) for _ in range(3))
-        dw, du = empty(B, T, H, N) if each else torch.empty(B, H, N), torch.empty(B, H, N)
-        dstate = torch.empty(B, H, N, N)
+        dw, du = empty(B, T, H, N) if each else empty(B, H, N), empty(B, H, N)
+        dstate = empty(B, H, N, N)
         library.call(
             "rwkv_wkv6_backward", B, T, H, N, torch.get_num_threads(), each, *inputs, reset, saved, saved.shape[1] - 1,
             dy, plain(dlast), dr, dw, dk, dv, du, dstate,
@@ -72,9 +72,9 @@ class _Compiled(torch.autograd.Function):
 def _forward(inputs, state, reset, keep):
     """y, the final state and, if `keep`, the states between chunks (see cpu.cpp)."""
     (B, T, H, N), each = inputs[0].shape, inputs[1].dim() == 4
-    y, last, n, saved = empty(B, T, H, N), torch.empty(B, H, N, N), 0, None
+    y, last, n, saved = empty(B, T, H, N), empty(B, H, N, N), 0, None
     if keep:
-        n = library.count("rwkv_wkv6_chunks", reset, B, T)
+        n = library.chunks("rwkv_wkv6_chunks", reset, B, T)
         saved = empty(B * H, n + 1, N, N)
     library.call("rwkv_wkv6_forward", B, T, H, N, torch.get_num_threads(), each, *inputs, state, reset, y, last, saved, n)
     return y, last, saved

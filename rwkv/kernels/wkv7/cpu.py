@@ -45,7 +45,7 @@ class _Compiled(torch.autograd.Function):
         *inputs, reset, saved, U = ctx.saved_tensors
         B, T, H, N = inputs[0].shape
         dy = torch.zeros_like(inputs[0]) if dy is None else plain(dy)
-        grads, dstate = [empty(B, T, H, N) for _ in inputs], torch.empty(B, H, N, N)
+        grads, dstate = [empty(B, T, H, N) for _ in inputs], empty(B, H, N, N)
         library.call(
             "rwkv_wkv7_backward", B, T, H, N, torch.get_num_threads(), *inputs, reset, saved, saved.shape[1] - 1, U,
             dy, plain(dlast), *grads, dstate,
@@ -56,10 +56,10 @@ class _Compiled(torch.autograd.Function):
 def _forward(inputs, state, reset, keep):
     """y, the final state and, if `keep`, what the backward needs: the states between chunks and U (see cpu.cpp)."""
     B, T, H, N = inputs[0].shape
-    y, last = empty(B, T, H, N), torch.empty(B, H, N, N)
+    y, last = empty(B, T, H, N), empty(B, H, N, N)
     n, saved, U = 0, None, None
     if keep:
-        n = library.count("rwkv_wkv7_chunks", reset, B, T)
+        n = library.chunks("rwkv_wkv7_chunks", reset, B, T)
         saved, U = empty(B * H, n + 1, N, N), empty(B * H, T, N)
     library.call("rwkv_wkv7_forward", B, T, H, N, torch.get_num_threads(), *inputs, state, reset, y, last, saved, n, U)
     return y, last, saved, U

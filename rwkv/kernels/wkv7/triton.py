@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv.errors import KernelError
-from rwkv.kernels import again, gpu
+from rwkv.kernels import again, dry, gpu
 
 # larger ones do not fit in the registers
 HEAD_SIZES = {torch.bfloat16: (16, 32, 64, 128), torch.float16: (16, 32, 64), torch.float32: (16, 32, 64)}
@@ -127,14 +127,11 @@ class _Launch:
     """The sizes of one call and what its launches have in common."""
 
     def __init__(self, r: Tensor, flags: Tensor | None):
-        import triton.language as tl  # here, so that importing this module needs no triton
-
         B, self.T, self.H, self.N = r.shape
         self.G, self.plan, self.like = B * self.H, plan(r), r
         self.n = gpu.cdiv(self.T, self.plan.chunk)
         self.flags, self.reset = (r, False) if flags is None else (flags, True)
-        dot = tl.bfloat16 if self.plan.dot == torch.bfloat16 else tl.float32
-        self.common = {"N": self.N, "DOT": dot, "PREC": self.plan.prec}
+        self.common = {"N": self.N, "PREC": self.plan.prec}
 
     def tile(self, *shape: int) -> Tensor:
         return torch.empty(self.G, self.n, *shape, dtype=self.plan.dot, device=self.like.device)
@@ -152,11 +149,15 @@ class _Launch:
         constants |= self.common | {"BV": rows, "STAGES": stages, "num_warps": rows // of_a_warp}
         self.launch(name, self.G * (self.N // rows), *args, self.n, **constants)
 
-    @staticmethod
-    def launch(name: str, programs: int, *args, **constants):
+    def launch(self, name: str, programs: int, *args, **constants):
+        if dry.running():
+            return
+        import triton.language as tl  # here, so that importing this module needs no triton
+
         from rwkv.kernels.wkv7 import triton_kernels
 
-        getattr(triton_kernels, name)[(programs,)](*args, **constants)
+        dot = tl.bfloat16 if self.plan.dot == torch.bfloat16 else tl.float32
+        getattr(triton_kernels, name)[(programs,)](*args, DOT=dot, **constants)
 
 
 def _check(r, w, k, v, a, b, state, reset):

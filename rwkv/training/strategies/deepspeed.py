@@ -23,11 +23,10 @@ from rwkv.kernels import again
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV, Block
 from rwkv.model.size import Size
-from rwkv.model.state import State
+from rwkv.model.state import DTYPES, State
 from rwkv.training.optimizer import adam_groups
 from rwkv.training.ranks import Ranks
 from rwkv.training.strategies.base import MASTER, Strategy
-from rwkv.training.strategies.whole import DTYPES
 
 ELSEWHERE = {  # DeepSpeed's names of what has a setting here
     "gradient_accumulation_steps": "layout.accumulate", "train_batch_size": "layout.rows", "optimizer": "optim", "scheduler": "schedule",

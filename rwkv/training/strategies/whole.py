@@ -10,11 +10,10 @@ from rwkv.config.schema import TrainConfig
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV
 from rwkv.model.size import Size
+from rwkv.model.state import DTYPES
 from rwkv.training.optimizer import Optimizer
 from rwkv.training.ranks import Ranks
 from rwkv.training.strategies.base import MASTER, Strategy
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 class Whole(Strategy):

@@ -1,0 +1,114 @@
+"""What one chunk takes while its gradient is computed: counted in a dry run of the model itself, with the kernels of the device.
+
+Blocks are alike, so two and three of them tell of any number; v7's first hands its value to the others, which is kept once.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rwkv.kernels import again, dry
+from rwkv.model.loss import Head
+from rwkv.model.rwkv import RWKV
+from rwkv.model.size import Size
+from rwkv.model.state import DTYPES, State
+from rwkv.training.planning.live import Live
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Bytes, for `rows` rows of `tokens` tokens.
+
+    kept: for the backward, by all blocks; by_block: by one of them.
+    inputs: what enters the blocks and leaves the last, which activation checkpointing keeps instead.
+    forward: of a forward without a graph.
+    backward: what a block's backward takes besides what is kept.
+    logits: of the head, with the gradients that its forward forms.
+    """
+
+    kept: int
+    by_block: int
+    inputs: int
+    forward: int
+    backward: int
+    logits: int
+
+
+MOST_TOKENS = {"v4": 512}  # of a dry run: where kernels loop over tokens in Python, it would take its time
+OF_OTHERS = 4096
+
+
+@functools.cache
+def chunk_bytes(size: Size, rows: int, tokens: int, weights: str, device: str, kernel: str = "auto", selective: bool = False) -> Chunk:
+    """device: "cpu" or "cuda"; selective: as `bptt.recompute=selective`. Raises KernelError if `kernel` cannot run there."""
+    dtype, most = DTYPES[weights], MOST_TOKENS.get(size.version, OF_OTHERS)
+    with dry.on(device):
+        logits = _head(size, rows * tokens, dtype)
+        found = _count(size, rows, min(tokens, most), dtype, kernel, selective)
+        if tokens > most:
+            half = _count(size, rows, most // 2, dtype, kernel, selective)
+            found = [b + (b - a) * (tokens - most) // (most - most // 2) for a, b in zip(half, found, strict=True)]
+    kept, block, forward, backward = found
+    hidden = rows * tokens * size.n_embd * dtype.itemsize
+    entering = size.n_layer + (2 if size.version == "v7" else 1)
+    return Chunk(kept, block, entering * hidden, forward, backward, logits)
+
+
+def _count(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, selective: bool) -> list[int]:
+    """kept, by_block, forward and backward of `Chunk`."""
+    few = [replace(size, n_layer=n, vocab_size=16) for n in (2, 3)]
+    (kept, _), (more, peak) = (_blocks(x, rows, tokens, dtype, kernel, selective) for x in few)
+    block = more - kept
+    return [kept + (size.n_layer - 2) * block, block, _forward(few[0], rows, tokens, dtype, kernel), peak - more]
+
+
+@torch.no_grad()
+def _forward(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str) -> int:
+    """The most bytes in a forward without a graph."""
+    rwkv, ids, state, reset = _inputs(size, rows, tokens, dtype, kernel)
+    with Live() as live:
+        rwkv(ids, state, reset)
+        return live.peak
+
+
+def _inputs(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str) -> tuple[RWKV, Tensor, State, Tensor]:
+    rwkv = RWKV(size, kernel).to(dtype)
+    ids, reset = torch.empty(rows, tokens, dtype=torch.long), torch.empty(rows, tokens, dtype=torch.bool)
+    return rwkv, ids, State.zeros(size, rows, dtype, "meta"), reset
+
+
+def _blocks(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, selective: bool) -> tuple[int, int]:
+    """(bytes alive after a forward with a graph, the most in its backward), what was there before not counted."""
+    rwkv, ids, state, reset = _inputs(size, rows, tokens, dtype, kernel)
+    for param in rwkv.parameters():
+        param.register_post_accumulate_grad_hook(_drop)  # there is a sum already that it is added to
+    if selective:
+        for block in rwkv.blocks:
+            block.register_forward_hook(again.forget)
+    state = state.leaf()
+    with Live() as live:
+        with again.selective(selective):
+            hidden, end = rwkv(ids, state, reset)
+        kept = live.mark()
+        outputs = [hidden, *end.tensors()]
+        grads = [torch.empty_like(x) for x in outputs]
+        del hidden, end
+        torch.autograd.backward(outputs, grads)
+        return kept, live.peak
+
+
+def _head(size: Size, tokens: int, dtype: torch.dtype) -> int:
+    """The most bytes in the head's forward and backward."""
+    head = Head(size.n_embd, size.vocab_size, bias=False).to(dtype)
+    head.weight.register_post_accumulate_grad_hook(_drop)
+    hidden = torch.empty(1, tokens, size.n_embd, dtype=dtype, requires_grad=True)
+    targets, weight = torch.empty(1, tokens, dtype=torch.long), torch.empty(1, tokens)
+    with Live() as live:
+        head(hidden, targets, weight).backward()
+        return live.peak
+
+
+def _drop(param: Tensor) -> None:
+    param.grad = None
