@@ -18,7 +18,7 @@ def compare(session: Session, display: Display, recent: list[tuple[int, float]])
     recent: (tokens, time) after each of the last steps. Every rank calls it."""
     cfg, ranks, planned = session.cfg, session.ranks, session.planned
     cuda = ranks.device.type == "cuda"
-    memory = planned.of_tensors if cuda else sum(planned.host.values())
+    memory = planned.of_tensors if cuda else sum(planned.host.values()) - planned.host.get("checkpoint", 0)  # which may not have been written yet
     held = max(ranks.gather(torch.cuda.max_memory_allocated(ranks.device) if cuda else peak_bytes(ranks.device)))
     expected = rate(cfg, session.work, Asked(), this_machine(cfg.strategy, cpu=not cuda, each=ranks.world // cfg.strategy.nodes), ranks.world, session.folder.path)
     (tokens0, time0), (tokens1, time1) = recent[0], recent[-1]

@@ -14,8 +14,8 @@ from rwkv.training.metrics import read
 from rwkv.training.planning.machine import Asked, Machine
 from rwkv.training.planning.work import Work, parameters
 
-# of the peak of products, what training's executed operations have reached; a small model on a GPU, so that larger ones do better
-SHARE = {"cuda": (0.10, "0.1b with ctx_len=4k on an H100: scripts/bench/results/bptt-gpu.md"), "cpu": (0.62, "scripts/bench/results/cpu.md")}
+# of the peak of products, what training's executed operations have reached
+SHARE = {"cuda": (0.30, "scripts/bench/results/model-gpu.md"), "cpu": (0.62, "scripts/bench/results/cpu.md")}
 # FLOPs of a token and channel in the recurrence as a loop over tokens, forward: times head_size, but for v4, which has no matrix
 RECURRENCE = {"v4": 12, "v5.0": 5, "v5.1": 5, "v5": 5, "v6": 5, "v7": 9}
 SPEED_KEYS = ("arch", "model", "tokenizer", "layout", "ctx_len", "bptt", "strategy", "precision", "threads")
@@ -58,7 +58,7 @@ def rate(cfg: TrainConfig, work: Work, asked: Asked, machine: Machine, world: in
     if machine.peak is None:
         return None
     share, source = SHARE[machine.device]
-    return Rate(share * machine.peak * world / flops(work).executed, f"{share:.0%} of the peak, as {source}")
+    return Rate(share * machine.peak * world / flops(work).executed, f"{share:.0%} of the peak, as in {source}")
 
 
 def measured(cfg: TrainConfig, besides: Path | None) -> Rate | None:
