@@ -16,6 +16,7 @@ from rwkv.training.step import VAL_ROWS
 CATEGORIES = ("weights", "masters", "gradients", "optimizer", "activations", "logits", "states", "buffers", "checkpoint", "program")
 BUCKET = 5 * 10**8  # elements: DeepSpeed's reduce_bucket_size
 LIVE = 10**9  # elements: its stage3_max_live_parameters, which stay gathered
+KEPT_FREE = 0.25  # of activations on a CPU, what `rwkv.kernels.pool` and malloc keep free beside them: measured; with bptt.recompute=true a CPU takes up to half as much again as planned
 STATES_AT_WORK = 5  # carried, entering, its leaf, its gradient, the gradient of the end
 
 Bytes = dict[str, int]
@@ -62,6 +63,7 @@ def need(kind: str, work: Work, machine: Machine, world: int) -> Need:
     _add(on_host, "program", PROGRAM_CUDA if cuda else PROGRAM)
     if cuda:
         return Need(_sorted(held | {"program": CONTEXT}), _sorted(on_host))
+    held["activations"] += int(KEPT_FREE * held["activations"])
     for name, size in held.items():
         _add(on_host, name, size)
     return Need({}, _sorted(on_host))

@@ -1,0 +1,81 @@
+"""python -m rwkv.plan: what is printed, for which machine, and what training says of it."""
+
+import json
+import re
+
+import pytest
+
+from rwkv import plan
+from rwkv.config import cli
+from rwkv.training.metrics import read
+from tests.conftest import command
+
+H100S = ["plan.gpu=h100", "plan.gpus=8", "plan.host_memory=2TB", "precision=bf16", "layout.rows=8"]
+
+
+def planned(capsys, *args: str) -> dict:
+    plan.main([*args, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_tables_in_80_columns(capsys):
+    assert plan.main(["model=7b", "data=pile", "tokenizer=world", "strategy=ds3", *H100S]) == 0
+    text = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for word in ("7,199,932,416 parameters", "optimizer", "activations", "logits", "in all", "FLOPs", "checkpoint", "ds3_offload", "It fits"):
+        assert word in text, word
+
+
+def test_what_does_not_fit_is_told_with_what_would(capsys):
+    found = planned(capsys, "model=7b", "strategy=ds3", "plan.gpu=rtx4090", "plan.gpus=1", "precision=bf16")
+    assert not found["chosen"]["fits"] and "on a GPU" in found["chosen"]["why_not"] and found["remedies"]
+    found = planned(capsys, "model=14b", "tokenizer=world", *H100S[:2], "precision=bf16")
+    assert not found["chosen"]["fits"] and any("fsdp" in r for r in found["remedies"])
+    assert {s["strategy"]: s["fits"] for s in found["strategies"]}["ddp"] is False
+
+
+def test_time_from_a_rate_and_from_mfu(capsys):
+    found = planned(capsys, "plan.rate=1000", "trainer.tokens=1M")
+    assert found["seconds"] == 1000 and found["rate_source"] == "plan.rate"
+    found = planned(capsys, "model=0.1b", "plan.gpu=h100", "plan.mfu=0.4")
+    assert found["tokens_per_sec"] == pytest.approx(0.4 * 989e12 / found["flops_per_token"]["model"])
+
+
+def test_an_earlier_run_tells_its_rate(tiny_run, capsys):
+    settings = ["threads=1", "model.n_layer=2", "model.n_embd=64", "layout.rows=2", "ctx_len=32", f"out={tiny_run.parent}"]
+    assert "measured: " in planned(capsys, *settings, "optim.lr=1e-4")["rate_source"]
+    assert "measured: " not in planned(capsys, *settings[:-2], "ctx_len=64", settings[-1])["rate_source"]
+
+
+def test_training_says_plan_against_measured(tiny_run):
+    (record,) = (r for r in read(tiny_run / "metrics.jsonl") if "plan/memory" in r)
+    assert record["step"] == 20 and record["peak_memory"] > 0 and record["step_seconds"] > 0
+    assert json.loads((tiny_run / "summary.json").read_text())["plan"]["plan/memory"] == record["plan/memory"]
+    assert re.search(r"^plan   .* a rank at most, measured ", (tiny_run / "train.log").read_text(), re.MULTILINE)
+
+
+def test_a_plan_has_the_runs_signature(tiny_run, capsys):
+    """`plan.` settings are none of it."""
+    one, two = (planned(capsys, *extra)["run"] for extra in ((), ("plan.gpu=h100", "plan.rate=5")))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("plan.gpu=h1000", r"plan\.gpu='h1000'"),
+        ("plan.gpsu=8", r"plan\.gpsu: unknown setting \(did you mean plan\.gpu"),
+        ("plan.mfu=2", r"plan\.mfu=2.*less than or equal to 1"),
+        ("plan.memory=80GB", r"of which GPU\? plan\.gpu="),
+        ("--jason", r"--jason: unknown flag"),
+        ("modle=7b", r"did you mean model"),
+    ],
+)
+def test_bad_input(argument, message, capsys):
+    assert cli.guarded(plan.main, [argument]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_help():
+    done = command("plan", "--help", cwd=".")
+    assert done.returncode == 0 and "plan.gpu=NAME" in done.stdout and "h100" in done.stdout
