@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rwkv import export, generate, init, train
+from rwkv import convert, export, generate, init, train, verify
 from rwkv.config import cli
 from rwkv.config.compose import conf_dir
 from tests.conftest import command, tiny, write_text
@@ -156,10 +156,51 @@ class Payload:
         return open, (str(self.target), "w")
 
 
-def test_hostile_pickle_is_refused(capsys, tmp_path):
-    torch.save({"emb.weight": Payload(tmp_path / "owned")}, tmp_path / "evil.pth")
-    err = refused(capsys, generate.main, [str(tmp_path / "evil.pth")])
-    assert "could run code" in err and not (tmp_path / "owned").exists()
+def hostile(form, folder):
+    """A model in this form whose loading would run the payload, which writes folder / "owned"."""
+    weights = {"emb.weight": Payload(folder / "owned")}
+    if form == "folder":
+        (folder / "hf").mkdir()
+        (folder / "hf/config.json").write_text('{"model_type": "rwkv7"}')
+        torch.save(weights, folder / "hf/pytorch_model.bin")
+        return folder / "hf"
+    path = folder / ("evil.safetensors" if form == "safetensors" else "evil.pth")
+    torch.save(weights, path, _use_new_zipfile_serialization=form != "old pth")
+    return path
+
+
+LOADS = {
+    "generate": (generate.main, ["{model}"]),
+    "convert": (convert.main, ["{model}", "{tmp}/out.safetensors"]),
+    "export": (export.main, ["{model}", "{tmp}/out.pth"]),
+    "verify": (verify.main, ["{model}"]),  # finds a broken file, which is its answer: code 1, on the screen
+    "train": (train.main, ["model=from_file", "model.path={model}", "out={tmp}/out"]),
+}
+
+
+@pytest.mark.parametrize("form", ["pth", "old pth", "safetensors", "folder"])
+@pytest.mark.parametrize("command", LOADS)
+def test_hostile_pickle_is_refused(command, form, capsys, tmp_path):
+    """Wherever a model is read: refused by name, and nothing of it has run."""
+    model = hostile(form, tmp_path)
+    main, argv = LOADS[command]
+    code = cli.guarded(main, [a.format(model=model, tmp=tmp_path) for a in argv])
+    said = "".join(capsys.readouterr())
+    assert code == (1 if command == "verify" else 2) and model.name in said and "Traceback" not in said
+    assert form not in ("pth", "old pth") or "could run code" in said
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_payload_runs_where_pickles_are_trusted(tmp_path):
+    """So that its absence in the test above says something."""
+    torch.load(hostile("pth", tmp_path), weights_only=False)
+    assert (tmp_path / "owned").exists()
+
+
+def test_hostile_tokens_are_refused(capsys, tmp_path):
+    np.save(tmp_path / "evil.npy", np.array([Payload(tmp_path / "owned")], dtype=object), allow_pickle=True)
+    err = refused(capsys, train.main, ["data=tokens", f"data.path={tmp_path / 'evil.npy'}", f"out={tmp_path / 'out'}"])
+    assert "evil.npy" in err and not (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize(

@@ -186,11 +186,14 @@ for step in range({first}, 10**9):
 """
 
 
-def test_sigkill_at_random_instants(tmp_path):
-    """Killed while saving, over and over: the newest checkpoint there is always whole and of one step."""
-    pick, first, kills = random.Random(1), 1, 12
+def killed_while_saving(folder, kills, seed=1):
+    """SIGKILL at random instants of saves, over and over: the newest checkpoint there is always whole and of one step.
+
+    Returns after how many of the kills it was so: `kills`, or an assertion fails.
+    """
+    pick, first = random.Random(seed), 1
     for _ in range(kills):
-        code = KILLED.format(root=str(ROOT), folder=str(tmp_path), first=first)
+        code = KILLED.format(root=str(ROOT), folder=str(folder), first=first)
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         process.stdout.readline()
         time.sleep(0.05 + 0.3 * pick.random())
@@ -198,12 +201,17 @@ def test_sigkill_at_random_instants(tmp_path):
         process.wait()
         process.stdout.close()
         warnings = []
-        newest = store.newest_good(tmp_path, warnings.append)
+        newest = store.newest_good(folder, warnings.append)
         assert warnings == []
         if newest:
             step = int(newest.name.removeprefix("step-"))
             assert all((load_file(newest / f)["x"] == step).all() for f in "ab")
             first = step + 1
-        store.clean(tmp_path)
-        assert sorted(os.listdir(tmp_path)) == sorted(names(tmp_path))
+        store.clean(folder)
+        assert sorted(os.listdir(folder)) == sorted(names(folder))
     assert first > 1
+    return kills
+
+
+def test_sigkill_at_random_instants(tmp_path):
+    assert killed_while_saving(tmp_path, 12) == 12
