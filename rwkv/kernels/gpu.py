@@ -23,11 +23,6 @@ def why_no_triton(x: Tensor) -> str | None:
     return None
 
 
-def unmeasured(_: Tensor) -> str:
-    """Why kernels are not taken unasked that have run in Triton's interpreter alone."""
-    return "not measured on a GPU yet: `python -m rwkv.kernels check` compares it there, model.kernel=triton takes it"
-
-
 @functools.cache
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None

@@ -126,7 +126,7 @@ def fla_of(op):
 
 def few(configs):
     depths = sorted({c.num_stages for c in configs})[:2]
-    return [c for c in configs if c.num_warps in (2, 4) and c.num_stages in depths and max([0, *c.kwargs.values()]) <= 64][:8] or configs[:4]
+    return [c for c in configs if c.num_warps in (2, 4) and c.num_stages in depths and max([0, *(v for v in c.kwargs.values() if isinstance(v, int))]) <= 64][:8] or configs[:4]
 
 
 def times(op, shape, peers=True):

@@ -138,7 +138,8 @@ def test_tensors_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("what", [*CASES, *LONG], ids=str)
 def test_outputs_and_gradients(what, dtype):
-    op, _, T, H, N, decay, _ = what
+    if dtype == torch.float16 and what[0] != "wkv4":
+        pytest.skip("bf16 and fp32 only")
     assert distance(*what, dtype=dtype, device="cuda") < BOUNDS[dtype]
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rwkv.kernels import gpu, registry
+from rwkv.kernels import registry
 from rwkv.kernels.common import single_token, state_dtype
 from rwkv.kernels.wkv4 import cpu, triton
 from rwkv.kernels.wkv4.chunked import wkv4_chunked
@@ -37,5 +37,5 @@ def wkv4(
 
 registry.register("wkv4", "reference", wkv4_reference, auto=single_token)
 registry.register("wkv4", "cpu", cpu.wkv4_cpu, can=cpu.why_not, device="cpu")
-registry.register("wkv4", "triton", triton.wkv4_triton, can=triton.why_not, auto=gpu.unmeasured, device="cuda")
+registry.register("wkv4", "triton", triton.wkv4_triton, can=triton.why_not, device="cuda")
 registry.register("wkv4", "chunked", wkv4_chunked)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from rwkv.kernels import gpu, registry
+from rwkv.kernels import registry
 from rwkv.kernels.common import single_token, zero_state
 from rwkv.kernels.wkv6 import cpu, triton
 from rwkv.kernels.wkv6.chunked import wkv6_chunked
@@ -38,5 +38,5 @@ def _of_every_token(wkv6_backend: Callable) -> Callable:
 
 registry.register("wkv5", "reference", _of_every_token(wkv6_reference), auto=single_token)
 registry.register("wkv5", "cpu", cpu.wkv5_cpu, can=cpu.why_not, device="cpu")
-registry.register("wkv5", "triton", triton.wkv5_triton, can=triton.why_not, auto=gpu.unmeasured, device="cuda")
+registry.register("wkv5", "triton", triton.wkv5_triton, can=triton.why_not, device="cuda")
 registry.register("wkv5", "chunked", _of_every_token(wkv6_chunked))

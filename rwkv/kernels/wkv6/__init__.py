@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from rwkv.kernels import gpu, registry
+from rwkv.kernels import registry
 from rwkv.kernels.common import single_token, zero_state
 from rwkv.kernels.wkv6 import cpu, triton
 from rwkv.kernels.wkv6.chunked import wkv6_chunked
@@ -42,5 +42,5 @@ def wkv6(
 
 registry.register("wkv6", "reference", wkv6_reference, auto=single_token)
 registry.register("wkv6", "cpu", cpu.wkv6_cpu, can=cpu.why_not, device="cpu")
-registry.register("wkv6", "triton", triton.wkv6_triton, can=triton.why_not, auto=gpu.unmeasured, device="cuda")
+registry.register("wkv6", "triton", triton.wkv6_triton, can=triton.why_not, device="cuda")
 registry.register("wkv6", "chunked", wkv6_chunked)
