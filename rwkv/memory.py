@@ -1,5 +1,7 @@
 """How much memory there is, and how much is taken."""
 
+import re
+import sys
 from pathlib import Path
 
 import torch
@@ -31,9 +33,12 @@ def peak_bytes(device: torch.device) -> int:
     """The most this process has held: taken from a CUDA device, resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # rusage would count the process that started this one, too
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def human(n: float) -> str:
