@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 
 import torch
@@ -31,6 +32,17 @@ def _installed() -> bool:
 def on_device_of(x: Tensor):
     """The context of a launch: Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def launch(op: str, name: str, programs: int, *args, **constants) -> None:
+    """Runs the kernel `name` of `op`, in a dry run nothing. Of the constants, torch's dtypes become Triton's."""
+    if dry.running():
+        return
+    import triton.language as tl  # here, as the kernels, so that importing ours needs no Triton
+
+    kernels = importlib.import_module(f"rwkv.kernels.{op}.triton_kernels")
+    constants = {key: getattr(tl, str(x).split(".")[1]) if isinstance(x, torch.dtype) else x for key, x in constants.items()}
+    getattr(kernels, name)[(programs,)](*args, **constants)
 
 
 def flags(reset: Tensor | None) -> Tensor | None:

@@ -89,7 +89,5 @@ def _over_rows(name: str, k: Tensor, *args: Tensor) -> None:
 
 
 def _launch(name: str, k: Tensor, programs: int, *args, **constants) -> None:
-    from rwkv.kernels.wkv4 import triton_kernels
-
     with gpu.on_device_of(k):
-        getattr(triton_kernels, name)[(programs,)](*args, **constants)
+        gpu.launch("wkv4", name, programs, *args, **constants)

@@ -126,8 +126,6 @@ class _Launch:
     """The sizes of one call and what its launches have in common."""
 
     def __init__(self, r: Tensor, w: Tensor, flags: Tensor | None):
-        import triton.language as tl  # here, so that importing this module needs no triton
-
         B, self.T, self.H, N = r.shape
         self.G, self.plan, self.like, self.each = B * self.H, plan(r), r, w.dim() == 4
         self.n, self.BN = gpu.cdiv(self.T, self.plan.chunk), max(16, 1 << (N - 1).bit_length())
@@ -135,7 +133,7 @@ class _Launch:
         self.sizes = {"N": N, "BN": self.BN}
         self.common = {
             "BV": min(self.BN, self.plan.values), "C": self.plan.chunk, "RESET": flags is not None, "EACH": self.each,
-            "DOT": tl.bfloat16 if self.plan.dot == torch.bfloat16 else tl.float32, "PREC": self.plan.prec,
+            "DOT": self.plan.dot, "PREC": self.plan.prec,
         }  # fmt: skip
 
     def squares(self) -> Tensor:
@@ -150,16 +148,10 @@ class _Launch:
         if name != "chunk_states":
             constants["LEVELS"] = self.plan.chunk.bit_length() - 1
         constants |= self.sizes | self.common | {"num_warps": warps}
-        self.launch(name, self.n * self.G, *args, self.n, self.G, self.H, self.T, **constants)
+        gpu.launch("wkv6", name, self.n * self.G, *args, self.n, self.G, self.H, self.T, **constants)
 
     def chain(self, *args, REVERSE: bool):
         """One program for some rows of the state of each head."""
         rows, warps, stages = self.plan.chain
         constants = self.sizes | {"BV": rows, "STAGES": stages, "num_warps": warps, "REVERSE": REVERSE}
-        self.launch("chain", self.G * (self.BN // rows), *args, self.n, **constants)
-
-    @staticmethod
-    def launch(name: str, programs: int, *args, **constants):
-        from rwkv.kernels.wkv6 import triton_kernels
-
-        getattr(triton_kernels, name)[(programs,)](*args, **constants)
+        gpu.launch("wkv6", "chain", self.G * (self.BN // rows), *args, self.n, **constants)

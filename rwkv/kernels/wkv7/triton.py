@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv.errors import KernelError
-from rwkv.kernels import again, dry, gpu
+from rwkv.kernels import again, gpu
 
 # larger ones do not fit in the registers
 HEAD_SIZES = {torch.bfloat16: (16, 32, 64, 128), torch.float16: (16, 32, 64), torch.float32: (16, 32, 64)}
@@ -131,7 +131,7 @@ class _Launch:
         self.G, self.plan, self.like = B * self.H, plan(r), r
         self.n = gpu.cdiv(self.T, self.plan.chunk)
         self.flags, self.reset = (r, False) if flags is None else (flags, True)
-        self.common = {"N": self.N, "PREC": self.plan.prec}
+        self.common = {"N": self.N, "PREC": self.plan.prec, "DOT": self.plan.dot}
 
     def tile(self, *shape: int) -> Tensor:
         return torch.empty(self.G, self.n, *shape, dtype=self.plan.dot, device=self.like.device)
@@ -141,23 +141,13 @@ class _Launch:
         warps, registers = {"chunk_factors": self.plan.factors, "gradients": self.plan.gradients}.get(name, self.plan.small)
         sizes = self.n, self.G, self.H, self.T
         constants |= self.common | {"C": self.plan.chunk, "num_warps": warps, "maxnreg": registers}
-        self.launch(name, self.n * self.G, *args, *sizes, **constants)
+        gpu.launch("wkv7", name, self.n * self.G, *args, *sizes, **constants)
 
     def chain(self, name: str, *args, **constants):
         """One program for `rows` rows of the state of each head."""
         rows, (of_a_warp, stages) = self.plan.rows, self.plan.chain
         constants |= self.common | {"BV": rows, "STAGES": stages, "num_warps": rows // of_a_warp}
-        self.launch(name, self.G * (self.N // rows), *args, self.n, **constants)
-
-    def launch(self, name: str, programs: int, *args, **constants):
-        if dry.running():
-            return
-        import triton.language as tl  # here, so that importing this module needs no triton
-
-        from rwkv.kernels.wkv7 import triton_kernels
-
-        dot = tl.bfloat16 if self.plan.dot == torch.bfloat16 else tl.float32
-        getattr(triton_kernels, name)[(programs,)](*args, DOT=dot, **constants)
+        gpu.launch("wkv7", name, self.G * (self.N // rows), *args, self.n, **constants)
 
 
 def _check(r, w, k, v, a, b, state, reset):
