@@ -34,10 +34,6 @@ def _rules(cfg: TrainConfig):
     yield bool(cfg.strategy.deepspeed) and not deepspeed, f"strategy.deepspeed is for strategy=ds1 to ds3 alone: leave it out of strategy={cfg.strategy.kind}"
     yield deepspeed and cfg.precision.weights == "fp64", f"strategy={cfg.strategy.kind}: DeepSpeed has no fp64; set strategy=fsdp, or precision=fp32"
     yield (
-        cfg.strategy.kind == "ds1" and cfg.precision.weights == "bf16",
-        "strategy=ds1 with precision=bf16 is not built yet: set strategy=ds2, which needs no more, or precision=fp32",
-    )
-    yield (
         cfg.strategy.kind.startswith("ds3") and cfg.bptt.recompute == "selective",
         f"strategy={cfg.strategy.kind} with bptt.recompute=selective would keep every weight that it gathers: set bptt.recompute=true, or strategy=fsdp",
     )

@@ -1,30 +1,45 @@
-"""A program of its own, so that Fabric can start it on every rank: OUT.safetensors overrides... -> one step's gradients."""
+"""A program of its own, so that Fabric can start it on every rank: one step's gradients under each of several strategies.
+
+FOLDER strategies overrides... -> FOLDER/0.safetensors, 1.safetensors, ... Strategies, and the overrides of each, are separated by "; " and " ".
+"""
 
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from rwkv.config.compose import load
+from rwkv.config.schema import TrainConfig
 from rwkv.training.ranks import Ranks
 from rwkv.training.session import Session
 from rwkv.training.strategies import MASTER
 
 
-def main(out: Path, overrides: list[str]) -> None:
-    cfg = load(overrides)
-    torch.set_num_threads(cfg.threads)
-    session = Session(cfg, Ranks(cfg.strategy), None)
+def main(folder: Path, strategies: str, overrides: list[str]) -> None:
+    ranks = None
+    for i, each in enumerate(strategies.split("; ")):
+        cfg = load([*overrides, *each.split(" ")])
+        torch.set_num_threads(cfg.threads)
+        ranks = ranks or Ranks(cfg.strategy)
+        write_gradients(cfg, ranks, folder / f"{i}.safetensors")
+
+
+def write_gradients(cfg: TrainConfig, ranks: Ranks, out: Path) -> None:
+    session = Session(cfg, ranks, None)
     noise = torch.Generator().manual_seed(0)
     for name, shape in session.strategy.shapes.items():  # at the official initialisation most gradients are zero
         weight = session.strategy.whole(name, True)[MASTER]
         session.strategy.put(name, {MASTER: weight + 0.05 * torch.randn(shape, generator=noise, dtype=weight.dtype)})
-    step = session.next_step()
-    while not step.done:
-        step.advance()
-    loss = session.ranks.sum(step.loss.clone())
-    norm = session.strategy.clip(cfg.optim.clip)
+    position, backward_from = session.data.state_dict(), session.strategy.runner.backward_from
+    for factor in (float("nan"), 3.0):  # steps that are dropped leave nothing behind
+        session.strategy.runner.backward_from = lambda scalar, factor=factor: backward_from(factor * scalar)
+        finish_step(session)
+        session.strategy.drop()
+        session.data.load_state_dict(position)
+    session.strategy.runner.backward_from = backward_from
+    loss, norm = finish_step(session)
     session.strategy.step(1e-3)
     # after the first step Adam's exp_avg is (1 - beta1) times the gradient
     moments = {n: session.strategy.whole(n, True).get("exp_avg") for n in session.strategy.shapes}
@@ -33,5 +48,13 @@ def main(out: Path, overrides: list[str]) -> None:
         save_file(grads | {"loss": loss, "norm": torch.tensor(norm, dtype=torch.float64)}, out)
 
 
+def finish_step(session: Session) -> tuple[Tensor, float]:
+    """The loss and the gradient's norm; gradients are left."""
+    step = session.next_step()
+    while not step.done:
+        step.advance()
+    return session.ranks.sum(step.loss.clone()), session.strategy.clip(session.cfg.optim.clip)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

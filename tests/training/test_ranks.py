@@ -14,18 +14,25 @@ from tests.conftest import ROOT, command, the_run, tiny, write_text
 from tests.training.test_resume import losses, start, wait_for_step
 
 
-def gradients(tmp_path, name, *args):
-    out = tmp_path / f"{name}.safetensors"
+def gradients(folder, strategies, *args, timeout=120):
+    """Of one step, with its loss and norm, under each strategy."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/training/gradients_of_a_step.py"), str(out), *args],
-        cwd=tmp_path,
+        [sys.executable, str(ROOT / "tests/training/gradients_of_a_step.py"), str(folder), "; ".join(strategies), *args],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr
-    return load_file(out)
+    return [load_file(folder / f"{i}.safetensors") for i in range(len(strategies))]
+
+
+def assert_equal_gradients(got, want, bound=1e-6):
+    assert want.keys() <= got.keys() and len(want) > 10
+    assert all(not got[name].any() for name in got.keys() - want.keys())  # weights that take no part
+    for name, x in want.items():
+        assert (got[name] - x).norm() <= bound * x.norm(), name
 
 
 def ragged_text(folder):
@@ -51,13 +58,32 @@ CASES = [
 def test_gradients_equal_one_process(strategy, case, tmp_path):
     """Of one optimizer step, the norm that clipping goes by included, where one rank has many chunks more than the other."""
     text = ragged_text(tmp_path / "text")
-    args = tiny("layout.rows=4", "layout.accumulate=2", "ctx_len=16", "data=text", f"data.path={text}", *case)
-    one = gradients(tmp_path, "one", *args)
-    two = gradients(tmp_path, "two", *args, f"strategy={strategy}", "strategy.devices=2")
-    assert one.keys() <= two.keys() and len(one) > 10
-    assert all(not two[name].any() for name in two.keys() - one.keys())  # weights that take no part
-    for name, want in one.items():
-        assert (two[name] - want).norm() <= 1e-6 * want.norm(), name
+    args = tiny("layout.rows=4", "layout.accumulate=2", "ctx_len=32", "data=text", f"data.path={text}", *case)
+    (one,) = gradients(tmp_path, ["strategy=auto"], *args)
+    (two,) = gradients(tmp_path, [f"strategy={strategy}"], *args, "strategy.devices=2")
+    assert_equal_gradients(two, one)
+
+
+PLAIN_LINEAR = "strategy.deepspeed={zero_optimization:{memory_efficient_linear:false}}"  # its own rounds differently in bf16
+
+
+def test_gradients_of_bf16_weights_are_summed_in_fp32(tmp_path):
+    """Over chunks, rows computed one by one, and ranks."""
+    text = ragged_text(tmp_path / "text")
+    args = tiny("layout.rows=4", "layout=document", "layout.at_once=1", "ctx_len=64", "data=text", f"data.path={text}", "precision=bf16")
+    (one,) = gradients(tmp_path, ["strategy=auto"], *args)
+    strategies = ["strategy=ddp", "strategy=fsdp", "strategy=ds1", "strategy=ds2", f"strategy=ds3 {PLAIN_LINEAR}"]
+    for two in gradients(tmp_path, strategies, *args, "strategy.devices=2"):
+        assert_equal_gradients(two, one)
+
+
+def test_four_processes(tmp_path):
+    """Of very different numbers of chunks, one of them of none at all in a batch."""
+    text = ragged_text(tmp_path / "text")
+    args = tiny("layout.rows=4", "layout.accumulate=2", "layout=document", "ctx_len=64", "data=text", f"data.path={text}")
+    (one,) = gradients(tmp_path, ["strategy=auto"], *args)
+    for four in gradients(tmp_path, ["strategy=ddp", "strategy=ds2", "strategy=ds3"], *args, "strategy.devices=4"):
+        assert_equal_gradients(four, one)
 
 
 @pytest.mark.parametrize("strategy, precision", [("ddp", "fp64"), ("fsdp", "fp64"), ("ds2", "fp32")])
