@@ -72,6 +72,8 @@ TRAIN = {
     "heads do not divide": (["model.n_embd=100"], r"n_embd=100 is not a multiple of model\.head_size=64"),
     "unknown kernel": (["model.kernel=warp"], r"kernel=warp: wkv7 has no such backend; it has"),
     "no such device": (["strategy.accelerator=cuda"], r"finds no CUDA device"),
+    "fp64 with DeepSpeed": (["strategy=ds2", "precision=fp64"], r"strategy=ds2: DeepSpeed has no fp64; set strategy=fsdp, or precision=fp32"),
+    "swap without swapping": (["strategy=ds3", "strategy.swap=disk"], r"strategy\.swap=disk is for strategy=ds3_nvme alone"),
     "rows do not divide": (["strategy=ddp", "strategy.devices=3"], r"layout\.rows=8 cannot be dealt equally to 3"),
     "model too large": (["model=14b"], r"does not fit: it needs about .*free on cpu; .*"),
     "out is a file": (["out={tmp}/short.txt"], r"run folder .*cannot be written"),

@@ -7,7 +7,7 @@ from rwkv.config.schema import Data, Record, TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.errors import ConfigError
 
-BUILT_STRATEGIES = ("auto", "ddp", "fsdp", "ds1", "ds2", "ds2_offload", "ds3", "ds3_offload")
+BUILT_STRATEGIES = ("auto", "ddp", "fsdp", "ds1", "ds2", "ds2_offload", "ds3", "ds3_offload", "ds3_nvme")
 
 
 def check(cfg: TrainConfig, reads_data: bool = True) -> None:
@@ -32,6 +32,10 @@ def _rules(cfg: TrainConfig):
     )
     deepspeed = cfg.strategy.kind.startswith("ds")
     yield bool(cfg.strategy.deepspeed) and not deepspeed, f"strategy.deepspeed is for strategy=ds1 to ds3 alone: leave it out of strategy={cfg.strategy.kind}"
+    yield (
+        cfg.strategy.swap is not None and cfg.strategy.kind != "ds3_nvme",
+        f"strategy.swap={cfg.strategy.swap} is for strategy=ds3_nvme alone: leave it out of strategy={cfg.strategy.kind}",
+    )
     yield deepspeed and cfg.precision.weights == "fp64", f"strategy={cfg.strategy.kind}: DeepSpeed has no fp64; set strategy=fsdp, or precision=fp32"
     yield (
         cfg.strategy.kind.startswith("ds3") and cfg.bptt.recompute == "selective",

@@ -207,11 +207,12 @@ class Bptt:
 
 @dataclass(config=_STRICT, frozen=True)
 class Strategy:
-    kind: Literal["auto", "ddp", "fsdp", "ds1", "ds2", "ds2_offload", "ds3", "ds3_offload"]
+    kind: Literal["auto", "ddp", "fsdp", "ds1", "ds2", "ds2_offload", "ds3", "ds3_offload", "ds3_nvme"]
     accelerator: Literal["auto", "cpu", "cuda"]
     devices: Count | Literal["auto"]
     nodes: Count
     deepspeed: dict[str, Any]  # ds*: further settings of DeepSpeed's own
+    swap: Text | None  # ds3_nvme: a folder on each node's own fast disk; null: the system's temporary folder
 
     @property
     def sharded(self) -> bool:

@@ -1,9 +1,13 @@
-"""What DeepSpeed is told."""
+"""What DeepSpeed is told, and what its disks must be."""
+
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from rwkv.config.compose import load
 from rwkv.errors import ConfigError
+from rwkv.training.strategies import swap
 from rwkv.training.strategies.deepspeed import ds_config
 
 
@@ -23,3 +27,23 @@ def test_further_settings_are_joined():
 def test_what_other_settings_say_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         ds_config(load(["strategy=ds2", f"strategy.deepspeed={given}"]))
+
+
+def test_swapping_needs_an_operator_and_says_which_package(monkeypatch):
+    builder = pytest.importorskip("deepspeed.ops.op_builder").AsyncIOBuilder
+    monkeypatch.setattr(builder, "is_compatible", lambda self: False)
+    with pytest.raises(ConfigError, match="apt-get install libaio-dev"):
+        swap.load_operator()
+
+
+def test_swapping_needs_room_on_a_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr(swap, "load_operator", lambda: None)
+    at = lambda path: load(["strategy=ds3_nvme", f"strategy.swap={path}"]).strategy
+    found = swap.folder(at(tmp_path / "new"), 10**6, None)
+    assert found.parent == tmp_path / "new" and found != swap.folder(at(tmp_path / "new"), 10**6, None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    with pytest.raises(ConfigError, match=r"needs 1\.6 TB there on each node, and 1 GB are free"):
+        swap.folder(at(tmp_path), 10**11, None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"strategy\.swap=.*file: .*; set strategy\.swap"):
+        swap.folder(at(tmp_path / "file"), 10**6, None)

@@ -86,6 +86,18 @@ def test_four_processes(tmp_path):
         assert_equal_gradients(four, one)
 
 
+def test_swapping_to_a_disk(tmp_path):
+    """With shares so large that DeepSpeed does swap them; the operator is compiled where it can be, which takes minutes once."""
+    if not pytest.importorskip("deepspeed.ops.op_builder").AsyncIOBuilder().is_compatible():
+        pytest.skip("no libaio-dev here")
+    args = tiny("model.n_embd=192", "data=text", f"data.path={ragged_text(tmp_path / 'text')}", "precision=bf16", "layout.at_once=1")
+    (one,) = gradients(tmp_path, ["strategy=auto"], *args)
+    (swap := tmp_path / "swap").mkdir()
+    (two,) = gradients(tmp_path, [f"strategy=ds3_nvme strategy.swap={swap} {PLAIN_LINEAR}"], *args, "strategy.devices=2", timeout=1200)
+    assert_equal_gradients(two, one)
+    assert not list(swap.iterdir())
+
+
 @pytest.mark.parametrize("strategy, precision", [("ddp", "fp64"), ("fsdp", "fp64"), ("ds2", "fp32")])
 def test_training_on_two_and_going_on_with_one(strategy, precision, tmp_path):
     """Stopped inside a step of many chunks, of which one rank has more; then one process goes on: the same losses all along."""

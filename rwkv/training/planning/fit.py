@@ -37,8 +37,8 @@ class Verdict:
 def verdict(cfg: TrainConfig, kind: str, work: Work, machine: Machine) -> Verdict:
     """Of the settings with another strategy."""
     world = world_of(cfg, kind, machine)
-    theirs = cfg.strategy.deepspeed if kind.startswith("ds") else {}
-    devices = replace(cfg.strategy, kind=kind, devices=-(-world // machine.nodes), nodes=machine.nodes, deepspeed=theirs)
+    theirs = {"deepspeed": cfg.strategy.deepspeed if kind.startswith("ds") else {}, "swap": cfg.strategy.swap if kind == "ds3_nvme" else None}
+    devices = replace(cfg.strategy, kind=kind, devices=-(-world // machine.nodes), nodes=machine.nodes, **theirs)
     work = replace(work, rows=-(-work.rows // world) * world)  # dealt equally; a plan is told of it elsewhere
     try:
         check(replace(cfg, strategy=devices, layout=replace(cfg.layout, rows=work.rows)), reads_data=False)

@@ -12,11 +12,13 @@ from rwkv.training.planning.machine import CONTEXT, PROGRAM, PROGRAM_CUDA, Machi
 from rwkv.training.planning.work import Parameters, Work, parameters
 from rwkv.training.ranks import REDUCE_BYTES
 from rwkv.training.step import VAL_ROWS
+from rwkv.training.strategies import swap
 
 CATEGORIES = ("weights", "masters", "gradients", "optimizer", "activations", "logits", "states", "buffers", "checkpoint", "program")
 BUCKET = 5 * 10**8  # elements: DeepSpeed's reduce_bucket_size
 LIVE = 10**9  # elements: its stage3_max_live_parameters, which stay gathered
 KEPT_FREE = 0.25  # of activations on a CPU, what `rwkv.kernels.pool` and malloc keep free beside them: measured; with bptt.recompute=true a CPU takes up to half as much again as planned
+SWAPPED = 4  # DeepSpeed's buffers of a piece that comes from the disk: master weights, moments, gradients
 STATES_AT_WORK = 5  # carried, entering, its leaf, its gradient, the gradient of the end
 
 Bytes = dict[str, int]
@@ -82,16 +84,17 @@ def shares(kind: str, params: Parameters, work: Work, world: int, cuda: bool) ->
         return _held(n * e, n * m if e < m else 0, n * m, 2 * n * m, buffers), {}
     if kind == "fsdp":
         return _held(share * m, 0, share * m, 2 * share * m, params.unit * (3 * e + m)), {}
-    stage, offload = int(kind[2]), kind.endswith("offload")
-    bucket = (BUCKET if cuda else min(BUCKET, n)) * e + (min(BUCKET, n) * m if e < m else 0)
+    stage, where = int(kind[2]), kind[4:]
+    bucket = (BUCKET if cuda else min(BUCKET, n)) * (m if stage == 1 else e) + (min(BUCKET, n) * m if e < m and stage > 1 else 0)
     if stage == 3:
         weights, gradients, buffers = share * e, share * m, bucket + min(LIVE, n) * e + params.unit * e
     else:
         weights, buffers = n * e, bucket + min(BUCKET, n) * e
-        gradients = share * m + (n * e if stage == 1 else 0)
+        gradients = share * m + (n * m if stage == 1 else 0)
     held = _held(weights, share * m, gradients, 2 * share * m, buffers)
-    moved = [] if not offload else ["masters", "gradients", "optimizer"] + ["weights"] * (stage == 3)
-    return {k: v for k, v in held.items() if k not in moved}, {k: held[k] for k in moved}
+    moved = {k: held[k] for k in ["masters", "gradients", "optimizer"] + ["weights"] * (stage == 3)} if where else {}
+    on_host = moved if where != "nvme" else {"weights": weights, "gradients": gradients, "buffers": SWAPPED * min(share, swap.PIECE + params.largest // world) * m}
+    return {k: v for k, v in held.items() if k not in moved}, on_host
 
 
 def at_work(work: Work, chunk: Chunk, group: int, world: int) -> Bytes:

@@ -9,6 +9,7 @@ from rwkv.training.planning.cost import Flops, Rate, flops, rate, traffic
 from rwkv.training.planning.fit import Verdict, remedies, verdict, verdicts
 from rwkv.training.planning.machine import Asked, Machine
 from rwkv.training.planning.work import Parameters, Work, parameters
+from rwkv.training.strategies import swap
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Plan:
     """
     chosen: the verdict on the settings as they are; all: on each strategy.
     remedies: what would make it fit; rows, ctx_len: the largest that would fit, None if none would or nothing bounds them.
-    checkpoint: bytes of one on the disk. traffic: bytes that a rank passes to collectives in a step.
+    checkpoint: bytes of one on the disk; swap: of each node, on the disk that strategy.swap names. traffic: bytes that a rank passes to collectives in a step.
     """
 
     cfg: TrainConfig
@@ -32,6 +33,7 @@ class Plan:
     rate: Rate | None
     traffic: int
     checkpoint: int
+    swap: int
     run: str
 
     @property
@@ -60,6 +62,7 @@ class Plan:
             "seconds": self.seconds,
             "traffic_per_step": self.traffic,
             "checkpoint": self.checkpoint,
+            "swap": self.swap,
         }
 
 
@@ -81,6 +84,7 @@ def make(cfg: TrainConfig, size: Size, asked: Asked, machine: Machine) -> Plan:
         [] if chosen.fits else remedies(cfg, work, machine),
         _largest(cfg, work, machine, "rows", chosen.world), _largest(cfg, work, machine, "ctx", 16),
         flops(work), rate(cfg, work, asked, machine, chosen.world), traffic(chosen.kind, work, chosen.world), checkpoint,
+        swap.BYTES * p.total // machine.nodes if chosen.kind == "ds3_nvme" else 0,
         str(RunFolder.of(cfg).path),
     )  # fmt: skip
 

@@ -64,6 +64,7 @@ def _work(plan: Plan) -> Table:
         ("time", duration(plan.seconds) if plan.seconds else "not known"),
         ("between ranks", f"{human(plan.traffic)} a step and rank" if plan.traffic else "nothing"),
         ("a checkpoint", f"{human(plan.checkpoint)} on the disk; the newest {plan.cfg.checkpoint.keep} stay"),
+        *([("strategy.swap", f"{human(plan.swap)} on the disk of each node")] if plan.swap else []),
     ]
     table = _table("work", show_header=False)
     table.add_column(no_wrap=True)

@@ -1,4 +1,4 @@
-"""strategy=ds1, ds2, ds3, with and without offload: DeepSpeed's ZeRO. Adam lies in shares on the ranks, with 2 gradients too, with 3 weights too.
+"""strategy=ds1, ds2, ds3, with offload to host or disk or without: DeepSpeed's ZeRO. Adam lies in shares on the ranks, with 2 gradients too, with 3 weights too.
 
 Its engine takes part in every forward and backward, and sums gradients as its stage does. It must be told which backward is
 a step's last: without that stages 1 and 2 sum wrongly, in silence.
@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from rwkv.model.size import Size
 from rwkv.model.state import DTYPES, State
 from rwkv.training.optimizer import adam_groups
 from rwkv.training.ranks import Ranks
+from rwkv.training.strategies import swap
 from rwkv.training.strategies.base import MASTER, Strategy
 
 ELSEWHERE = {  # DeepSpeed's names of what has a setting here
@@ -43,10 +45,11 @@ class DeepSpeed(Strategy):
     def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
         deepspeed = _import(ranks)
         self.ranks, self.stage = ranks, int(cfg.strategy.kind[2])
-        settings = ds_config(cfg)
         with torch.device("meta"):
             blank = RWKV(size)
         self.shapes = {n: p.shape for n, p in blank.named_parameters()}
+        on_disk = cfg.strategy.kind == "ds3_nvme"
+        settings = ds_config(cfg, swap.folder(cfg.strategy, sum(s.numel() for s in self.shapes.values()), ranks) if on_disk else None)
         if self.stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=settings):
                 rwkv = RWKV(size, cfg.model.kernel)
@@ -68,9 +71,14 @@ class DeepSpeed(Strategy):
 
     def _make_moments(self) -> None:
         """Adam's state as before the first step, so that it can be set."""
-        for flat in self.adam.fp32_partitioned_groups_flat if self.stage == 3 else self.adam.single_partition_of_fp32_groups:
+        for i, flat in enumerate(self.adam.fp32_partitioned_groups_flat if self.stage == 3 else self.adam.single_partition_of_fp32_groups):
+            on_disk = self.stage == 3 and self.adam._swappable_optimizer_subgroup(i)
+            if on_disk:
+                self.adam._optimizer_states_and_gradient_swap_in(i)
             step = torch.zeros((), dtype=torch.float32, device=flat.device)
             self.adam.state[flat] = {"step": step, **{n: torch.zeros_like(flat) for n in MOMENTS}}
+            if on_disk:
+                self.adam._optimizer_states_and_gradient_swap_out(i)
         if self.stage < 3:
             self.adam._lazy_init_hp_params_optimizer_state()
 
@@ -84,10 +92,9 @@ class DeepSpeed(Strategy):
     def clip(self, max_norm: float) -> float:
         """The scaling itself is done by `step`, with the same max_norm, of the settings."""
         if self.stage == 3:
-            from deepspeed.utils import safe_get_local_grad
+            from deepspeed.runtime.utils import combine_grad_norm_groups
 
-            square = sum(safe_get_local_grad(p).double().square().sum() for p in self.params.values())
-            return self.ranks.sum(square.to(self.ranks.device)).sqrt().item()
+            return combine_grad_norm_groups(self.adam._get_norm_groups()).item()
         norm = float(self.adam.scaled_global_norm())
         return norm if norm >= 0 else math.nan
 
@@ -190,7 +197,7 @@ class _Runner(Eager):
         return loss, end, d_start and [x / self.world for x in d_start]
 
 
-def ds_config(cfg: TrainConfig) -> dict:
+def ds_config(cfg: TrainConfig, swap_folder: Path | None = None) -> dict:
     """DeepSpeed's own settings, `strategy.deepspeed` among them. Raises ConfigError where it would contradict other settings."""
     stage, where = int(cfg.strategy.kind[2]), cfg.strategy.kind[4:]
     zero: dict = {"stage": stage}
@@ -198,6 +205,9 @@ def ds_config(cfg: TrainConfig) -> dict:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cfg.strategy.accelerator != "cpu" and torch.cuda.is_available()}
     if where and stage == 3:
         zero["offload_param"] = dict(zero["offload_optimizer"])
+    if where == "nvme":
+        zero["offload_optimizer"] |= {"device": "nvme", "nvme_path": str(swap_folder)}
+        zero["sub_group_size"] = swap.PIECE
     ours = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": cfg.optim.clip,
@@ -233,7 +243,7 @@ def _import(ranks: Ranks):
         import deepspeed
     except ImportError as error:
         raise ConfigError("strategy=ds*: the package is not installed; pip install deepspeed, or set strategy=fsdp") from error
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).* is deprecated", category=FutureWarning)
     deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a helper that would be compiled for 97 s of CPU time
     return deepspeed

@@ -58,6 +58,8 @@ def test_sharing_leaves_less_to_each():
     for kind in ("fsdp", "ds3"):
         assert held(kind, 8) == pytest.approx(held(kind, 4) / 2, rel=1e-6)
     assert held("ds3_offload", 8) == 0 and need("ds3_offload", w, GPU, 8).host["optimizer"] == pytest.approx(n)
+    assert held("ds3_nvme", 8) == 0 and "optimizer" not in need("ds3_nvme", w, GPU, 8).host
+    assert held("ds1", 8) == pytest.approx(n * (2 + 4) + n * (4 + 4 + 8) / 8)  # gradients are summed whole, in fp32
 
 
 def test_every_strategy_has_a_need():
