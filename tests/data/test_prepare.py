@@ -282,6 +282,14 @@ def test_a_cache_that_cannot_be_written(tmp_path, units_are):
         prepare(tmp_path, f"data.cache={tmp_path / 'file' / 'x'}")
 
 
+def test_what_is_prepared_is_not_read_again(tmp_path, tiny_tasks, units_are):
+    units_are(Texts(0, (b"one",)), Texts(1, (b"two",)), Faulty(2, ()))
+    with pytest.raises(DataError, match="unit 2 is broken"):
+        prepare(tmp_path, "data.processes=1")
+    units_are(Faulty(0, ()), Faulty(1, ()), Texts(2, (b"three",)))  # who reads these fails
+    assert texts(prepare(tmp_path, "data.processes=1")) == [b"one", b"two", b"three"]
+
+
 def _start(folder: Path, text: Path, *more: str, script: str = SCRIPT) -> subprocess.Popen:
     arguments = ["data=text", f"data.path={text}", f"out={folder}", "data.processes=2", *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
