@@ -273,7 +273,7 @@ def test_without_network_it_ends_soon_and_says_what_to_download(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     hub._builder.cache_clear()
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"(?s)data\.name=no/such: the Hugging Face hub cannot be reached.*hf download .*no/such.*data=parquet data\.path=such"):
+    with pytest.raises(DataError, match=r"(?s)data\.name=no/such: the Hugging Face hub cannot be reached.*hf download .*no/such.*add data\.name=such to the command"):
         texts("data=hub", "data.name=no/such")
     assert time.monotonic() - start < 10
 

@@ -176,6 +176,12 @@ def test_hub_splits_and_columns_that_are_not_there(repository):
         texts("data=hub", f"data.name={repository}", "data.config=other")
 
 
+def test_a_split_for_validation_that_is_not_there_is_told_before_anything_is_read(repository):
+    for streaming in ("true", "false"):
+        with pytest.raises(DataError, match=r"data\.split=dev"):
+            units(data_of("data=hub", f"data.name={repository}", "data.val_split=dev", f"data.streaming={streaming}"))
+
+
 def test_hub_data_with_errors_in_it(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     write(tmp_path / "set" / "train.jsonl", json.dumps({"text": "a"}) + "\n{bad\n")

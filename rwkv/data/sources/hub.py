@@ -3,9 +3,10 @@
 import functools
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -84,18 +85,22 @@ class Shard:
                 yield Found(f"{place}, row {row}", {key: record[key] for key in columns} or record, None)
         except (UnicodeDecodeError, ValueError) as error:
             yield Found(f"{place}, after row {row}", None, f"cannot be read: {str(error).splitlines()[0]}")
-        except OSError as error:
-            raise DataError(f"{place}: the download broke off after row {row}: {error}") from error
+        except Exception as error:  # what the network does has a class of its own in each library
+            what = f"{type(error).__name__}: {error}".strip(": ")
+            raise DataError(f"{place}: the download broke off after row {row}: {what}. What is prepared is kept: the same command goes on from it") from error
 
 
 def hub_units(data: Data, split: str) -> list[Unit]:
     """Row ranges of about RANGE bytes, or with `streaming` the data set's own files.
 
     Raises:
-        DataError: there is no such data set or split, or neither the hub nor a copy can be reached.
+        DataError: there is no such data set or split (that of the validation too, before anything is read), or neither the hub nor a
+            copy can be reached.
     """
     name = Name(data.name, data.config, split, data.revision)
     version = str(_builder(name).hash or _builder(name).config.version)
+    if data.val_split not in (None, split):
+        (_streamed if data.streaming else _downloaded)(replace(name, split=data.val_split))
     if data.streaming:
         n = _streamed(name).num_shards
         return [Shard(name, version, data.record, i, n) for i in range(n)]
@@ -116,7 +121,10 @@ def _builder(name: Name) -> Any:
         import datasets
     except ImportError:
         raise DataError("data sets of the Hugging Face hub need the package datasets: pip install datasets") from None
+    import tqdm
+
     datasets.disable_progress_bars()
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed leaves behind
     with _words(name):
         return datasets.load_dataset_builder(name.name, name.config, revision=name.revision)
 
@@ -156,20 +164,23 @@ def _words(name: Name) -> Iterator[None]:
     """A context that says in words what the library raises."""
     import datasets
 
-    what = f"data.name={name.name}"
+    what = f"data.name={name.name}" + "".join(f" data.{key}={value}" for key in ("config", "revision") if (value := getattr(name, key)))
     try:
         yield
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise DataError(f"{what}: the hub has no such data set, or it is not public (log in with: hf auth login)") from error
+        wanted = "data set, or revision of it" if name.revision else "data set"
+        raise DataError(f"{what}: the hub has no such {wanted}, or it is not public (log in with: hf auth login)") from error
     except ConnectionError as error:
         folder = name.name.rpartition("/")[2]
         raise DataError(
             f"{what}: the Hugging Face hub cannot be reached, and this data set was not downloaded before. Where there is a network:\n"
             f"  hf download --repo-type dataset {name.name} --local-dir {folder}\n"
-            f"then copy the folder here and set data=parquet data.path={folder} (or data=jsonl, as its files end); "
-            f"data.path='{folder}/**/*.parquet' is a pattern that takes some of them"
+            f"(--include takes only the files of a pattern), then copy the folder here and add data.name={folder} to the command: "
+            "its splits and configurations are found as on the hub"
         ) from error
     except ValueError as error:
-        raise DataError(f"{what} data.config={name.config} data.split={name.split}: {error}") from error
+        said = str(error).partition("\nExample of usage")[0].replace("\n", " ")  # of the library's functions
+        missing = " (data.config=NAME)" if "Config name is missing" in said else ""
+        raise DataError(f"{what} data.split={name.split}: {said}{missing}") from error
     except Exception as error:
         raise DataError(f"{what}: cannot be read: {type(error).__name__}: {error}") from error
