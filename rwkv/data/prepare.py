@@ -20,6 +20,7 @@ from rwkv.data import inplace, store
 from rwkv.data.corpus import Corpus, split
 from rwkv.data.join import full, tokenise_and_join
 from rwkv.data.sources import units
+from rwkv.data.sources.hub import Unreachable
 from rwkv.data.tokenizer import Tokenizer
 from rwkv.errors import DataError
 
@@ -68,15 +69,25 @@ def store_of(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, out: Path
     cache = Path(data.cache) if data.cache else Path(out) / "data"
     in_place = data.kind in inplace.KINDS
     files = inplace.files(data) if in_place else []
-    found = [] if in_place else units(data, validation)
+    kept = {k: v for k, v in dataclasses.asdict(data).items() if k not in NOT_KEYED}
+    if data.path and "://" not in data.path:
+        kept["path"] = os.path.abspath(data.path)
 
-    def key() -> str:
-        kept = {k: v for k, v in dataclasses.asdict(data).items() if k not in NOT_KEYED}
-        if data.path and "://" not in data.path:
-            kept["path"] = os.path.abspath(data.path)
-        identities = [f"{f.stat().st_size} {f.stat().st_mtime_ns}" for f in files] + [unit.identity for unit in found]
+    def hashed(identities: list[str]) -> str:
         text = json.dumps([store.FORMAT, identities, kept, None if in_place else tokenizer.fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    last = cache / f".{_label(data)}-{hashed([])}.last"  # the name of the store, for where the hub cannot be reached
+    try:
+        found = [] if in_place else units(data, validation)
+    except Unreachable:
+        if not last.exists() or not (final := cache / last.read_text()).joinpath(store.ABOUT).exists():
+            raise
+        print(f"data.name={data.name}: the hub cannot be reached; what was prepared of it is used", file=sys.stderr)
+        return final
+
+    def key() -> str:
+        return hashed([f"{f.stat().st_size} {f.stat().st_mtime_ns}" for f in files] + [unit.identity for unit in found])
 
     name = key()
     final = cache / f"{_label(data)}-{name}"
@@ -97,6 +108,8 @@ def store_of(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, out: Path
                 if key() != name:
                     raise DataError(f"{_label(data)}: the data changed while it was prepared; give the same command again")
                 os.rename(writing, final)
+                if data.kind == "hub":
+                    last.write_text(final.name)
             finally:
                 shutil.rmtree(writing, ignore_errors=True)
             disk.sync(cache)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -105,6 +106,23 @@ def test_a_download_that_breaks_off_goes_on(hub, tmp_path):
     assert preload(hub, tmp_path, "data.processes=1").returncode == 0
     assert documents(tmp_path) == rows_of("en")
     assert hub.sent["main/en/train-00001-of-00004.parquet"] == before["main/en/train-00001-of-00004.parquet"]
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_what_is_prepared_is_used_where_there_is_no_network(streaming, hub, tmp_path):
+    """As on a cluster, whose front node alone reaches the hub."""
+    args = ("data.config=de", f"data.streaming={streaming}", "data.val_split=validation", "data.val_share=0")
+    done = preload(hub, tmp_path, *args)
+    assert done.returncode == 0, done.stderr
+    made = {file.name for file in (tmp_path / "out/data").iterdir()}
+    gone = SimpleNamespace(address="http://127.0.0.1:9")
+    again = preload(gone, tmp_path, *args)
+    assert again.returncode == 0 and again.stdout == done.stdout, again.stderr
+    assert {file.name for file in (tmp_path / "out/data").iterdir()} == made
+    if streaming == "true":  # else the library has its own copy
+        assert again.stderr.count("the hub cannot be reached; what was prepared of it is used") == 2
+        other = preload(gone, tmp_path, "data.config=en")
+        assert other.returncode == 2 and "was not downloaded before" in other.stderr
 
 
 # the ready sets, from copies in the form of their repositories

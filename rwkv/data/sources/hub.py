@@ -21,6 +21,10 @@ from rwkv.errors import DataError
 SECONDS = 5  # until the hub counts as out of reach
 
 
+class Unreachable(DataError):
+    """There is no way to the hub, and no copy of what is asked for."""
+
+
 @dataclass(frozen=True)
 class Name:
     """A data set, at one revision of it."""
@@ -172,7 +176,7 @@ def _words(name: Name) -> Iterator[None]:
         raise DataError(f"{what}: the hub has no such {wanted}, or it is not public (log in with: hf auth login)") from error
     except ConnectionError as error:
         folder = name.name.rpartition("/")[2]
-        raise DataError(
+        raise Unreachable(
             f"{what}: the Hugging Face hub cannot be reached, and this data set was not downloaded before. Where there is a network:\n"
             f"  hf download --repo-type dataset {name.name} --local-dir {folder}\n"
             f"(--include takes only the files of a pattern), then copy the folder here and add data.name={folder} to the command: "
