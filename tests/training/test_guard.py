@@ -12,6 +12,9 @@ from rwkv.config.compose import load
 from rwkv.training.guard import LEAST, WINDOW, Guard
 from rwkv.training.step import Step
 from tests.conftest import the_run, tiny, write_text
+from tests.training import forked
+from tests.training.bad_on_a_rank import bad_on_a_rank
+from tests.training.test_resume import losses
 
 
 @pytest.fixture
@@ -132,3 +135,48 @@ def test_the_window_is_taken_up_again():
     for _ in range(2 * WINDOW):
         again.accept(1.0)
     assert len(again.norms) == WINDOW and again.row == 0
+
+
+BAD = {4: "loss", 7: "gradient", 10: "state", 20: "spike"}
+TOOK = {  # what a rank does with these steps, besides updates, checkpoints being made after every third
+    "skip": ["drop 4", "drop 7", "drop 10", "drop 20"],
+    "rewind": ["drop 4", "restore 4 step-00000003", "drop 7", "restore 7 step-00000006", "drop 10", "restore 10 step-00000009",
+               "drop 20", "restore 20 step-00000018"],
+    "stop": [],
+}  # fmt: skip
+
+
+def bad_steps(folder, strategy, policy):
+    """What a run's ranks do, a line each, where the last rank has bad steps; the losses of the others; exit codes."""
+    world = 1 if strategy == "auto" else 2
+    args = "trainer.spike=50.0", "trainer.tokens=1344", "checkpoint.every=3", f"trainer.on_nan={policy}", f"strategy={strategy}", f"strategy.devices={world}"
+    precision = "fp32" if strategy.startswith("ds") else "fp64"
+    args = tiny("data=text", f"data.path={write_text(folder / 'text.txt')}", f"out={folder / 'out'}", f"precision={precision}", *args)
+    codes = forked.codes(forked.ranks(world, bad_on_a_rank, args, BAD, world - 1, folder / "events", log=folder / "log"))
+    run = the_run(folder / "out")
+    for point in store.points(run / "checkpoints"):
+        assert all(x.isfinite().all() for kind in ("model", "optimizer") for x in shards.Tensors(point, kind).values())
+    return [(folder / f"events-{rank}").read_text().splitlines() for rank in range(world)], losses(run), codes
+
+
+def one_rank_of_two_is_bad(folder, strategy, policy, alone):
+    """All ranks do the same at the same step, leave out that step alone, and come to what one process comes to. `alone`: its losses."""
+    did, found, codes = bad_steps(folder, strategy, policy)
+    log = (folder / "log-0").read_text()
+    assert codes == [2 if policy == "stop" else 0] * 2, log
+    assert did[0] == did[1] and [x for x in did[0] if not x.startswith("step")] == TOOK[policy]
+    applied = [int(x.split()[1]) for x in did[0] if x.startswith("step")]
+    assert applied == [s for s in range(1, 4 if policy == "stop" else 22) if s not in BAD]
+    assert [s for s, _ in found] == applied
+    assert [x for _, x in found] == pytest.approx([x for _, x in alone[: len(found)]], rel=1e-4 if strategy.startswith("ds") else 1e-6)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """policy -> the losses of one process"""
+    return {policy: bad_steps(tmp_path_factory.mktemp(policy), "auto", policy)[1] for policy in ("skip", "rewind")}
+
+
+@pytest.mark.parametrize(("strategy", "policy"), [("ddp", "rewind"), ("fsdp", "skip"), ("ds2_offload", "skip"), ("ds3", "rewind"), ("ddp", "stop")])
+def test_one_rank_of_two_is_bad(strategy, policy, tmp_path, alone):
+    one_rank_of_two_is_bad(tmp_path, strategy, policy, alone.get(policy, alone["skip"]))
