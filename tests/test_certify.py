@@ -10,7 +10,7 @@ SMALL = [a for a in tiny("ctx_len=32") if not a.startswith(("sample", "trainer")
 
 
 @pytest.mark.parametrize("arch", ["v4", "v5", "v6", "v7"])
-@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16", "bf16-mixed"])
 def test_exact_passes(arch, precision, capsys):
     assert certify.main([*SMALL, f"arch={arch}", f"precision={precision}", "layout=document"]) == 0
     out = capsys.readouterr().out

@@ -56,5 +56,5 @@ def backward(
         d_x, d_shift[i], d_wkv[i] = x.grad, shift.grad, wkv.grad
         if v is not None:
             d_v_first += v.grad
-    rwkv.emb(chunk.tokens).backward(d_x)
+    rwkv.enter(chunk.tokens).backward(d_x)
     return loss.detach(), [torch.stack(d_shift, 1), torch.stack(d_wkv, 1)]

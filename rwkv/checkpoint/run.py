@@ -17,7 +17,7 @@ NOT_SIGNED = {
     "trainer.log_every", "trainer.val_every", "trainer.val_tokens", "trainer.self_check",
     "trainer.on_nan", "trainer.max_bad",
 }  # fmt: skip
-UNSIGNED_AT = {"trainer.spike": 0.0}  # settings that came later, at the value which leaves everything as it was before them
+UNSIGNED_AT = {"trainer.spike": 0.0, "precision.residual": None}  # settings that came later, at the value which leaves everything as it was before them
 
 
 def signature(cfg: TrainConfig) -> str:

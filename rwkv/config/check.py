@@ -36,6 +36,10 @@ def _rules(cfg: TrainConfig):
         cfg.strategy.swap is not None and cfg.strategy.kind != "ds3_nvme",
         f"strategy.swap={cfg.strategy.swap} is for strategy=ds3_nvme alone: leave it out of strategy={cfg.strategy.kind}",
     )
+    yield (
+        cfg.precision.residual is not None and cfg.precision.weights != "bf16",
+        f"precision.residual={cfg.precision.residual} is for bf16 weights, and precision.weights={cfg.precision.weights}: set precision=bf16-mixed, or leave it out",
+    )
     yield deepspeed and cfg.precision.weights == "fp64", f"strategy={cfg.strategy.kind}: DeepSpeed has no fp64; set strategy=fsdp, or precision=fp32"
     yield (
         cfg.strategy.kind.startswith("ds3") and cfg.bptt.recompute == "selective",

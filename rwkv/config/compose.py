@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from rwkv.config import schema
+from rwkv.config.foreign import OF_OTHERS
 from rwkv.config.launch import LAUNCHERS, SWEEPERS, Grid, Local, Optuna, Slurm
 from rwkv.config.schema import TrainConfig, parse_count
 from rwkv.errors import ConfigError
@@ -114,6 +115,8 @@ def _check_option(text: str, override: Override, known: dict[str, Group]) -> str
     if group == "ctx_len" and len(choices) == 1 and isinstance(parse_count(value), int):
         return f"ctx_len.tokens={parse_count(value)}"
     options = known[group].options
+    if meant := OF_OTHERS.get(group, {}).get(unknown[0]):
+        raise ConfigError(f"{group}={unknown[0]}: {meant}")
     raise ConfigError(f"{group}={unknown[0]}: there is no such option{_nearest(unknown[0], options)}; {group} has {', '.join(options) or 'none yet'}")
 
 

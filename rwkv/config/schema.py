@@ -223,6 +223,7 @@ class Strategy:
 @dataclass(config=_STRICT, frozen=True)
 class Precision:
     weights: Literal["fp32", "bf16", "fp64"]  # bf16 keeps fp32 master weights, moments and gradient sums
+    residual: Literal["fp32"] | None  # with bf16 weights: what passes from block to block, its sums and norms; null: as the weights
 
 
 @dataclass(config=_STRICT, frozen=True)

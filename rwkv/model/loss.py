@@ -53,6 +53,7 @@ class Head(nn.Linear):
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, weight: Tensor | None = None, l2wrap: float = 0.0) -> Tensor:
         """Logits [..., vocab_size] in the model's dtype; with targets the loss, as `LossModel.loss`."""
+        hidden = hidden.to(self.weight.dtype)
         if targets is None:
             return F.linear(hidden, self.weight)
         return linear_cross_entropy(hidden.flatten(0, 1), self.weight, targets.flatten(), weight.flatten(-2), l2wrap)

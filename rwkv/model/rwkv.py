@@ -6,6 +6,7 @@ Token by token, in chunks with carried state, or in one piece: the results are t
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv.kernels.fused import norm_mix
@@ -20,14 +21,21 @@ from rwkv.model.state import State
 GENERATIONS = {"v4": v4, "v5.0": v5, "v5.1": v5, "v5": v5, "v6": v6, "v7": v7}
 
 
+class Norm(nn.LayerNorm):
+    """In the dtype of what is normed, which may be wider than its weights'."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
 class Block(nn.Module):
     def __init__(self, generation, size: Size, layer: int):
         super().__init__()
         C = size.n_embd
-        self.ln1, self.ln2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.ln1, self.ln2 = Norm(C), Norm(C)
         self.first = layer == 0
         if self.first:
-            self.ln0 = nn.LayerNorm(C)
+            self.ln0 = Norm(C)
         self.att, self.ffn = generation.TimeMix(size, layer), generation.ChannelMix(size, layer)
 
     def forward(self, x, shift_B2C, S, v_first, reset, kernel):
@@ -44,16 +52,18 @@ class Block(nn.Module):
 class RWKV(nn.Module):
     """A model of the generation `size.version`. Parameters are uninitialised until `init_weights` or a loaded file fills them.
 
-    `kernel` names the backend of the recurrence.
+    Args:
+        kernel: names the backend of the recurrence.
+        residual: dtype of what passes from block to block, and of its sums and norms; None: the weights'.
     """
 
-    def __init__(self, size: Size, kernel: str = "auto"):
+    def __init__(self, size: Size, kernel: str = "auto", residual: torch.dtype | None = None):
         super().__init__()
-        self.size, self.kernel = size, kernel
+        self.size, self.kernel, self.residual = size, kernel, residual
         generation = GENERATIONS[size.version]
         self.emb = nn.Embedding(size.vocab_size, size.n_embd)
         self.blocks = nn.ModuleList(Block(generation, size, layer) for layer in range(size.n_layer))
-        self.ln_out = nn.LayerNorm(size.n_embd)
+        self.ln_out = Norm(size.n_embd)
         self.head = Head(size.n_embd, size.vocab_size, bias=False)
 
     def forward(
@@ -72,7 +82,7 @@ class RWKV(nn.Module):
         """
         if state is None:
             state = State.zeros(self.size, len(tokens), self.emb.weight.dtype, tokens.device)
-        x = self.emb(tokens)
+        x = self.enter(tokens)
         v_first, shifts, wkvs = None, [], []
         for block, shift, wkv in zip(self.blocks, state.shift.unbind(1), state.wkv.unbind(1), strict=True):
             if kept is not None:
@@ -83,6 +93,11 @@ class RWKV(nn.Module):
         if kept is not None:
             kept += [x] if v_first is None else [x, v_first]
         return self.ln_out(x), State(torch.stack(shifts, 1), torch.stack(wkvs, 1))
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """What the first block takes, [B, T, n_embd]."""
+        x = self.emb(tokens)
+        return x if self.residual is None else x.to(self.residual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., vocab_size] in fp32 (fp64 in an fp64 model)."""

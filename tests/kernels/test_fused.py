@@ -17,13 +17,14 @@ def random(seed):
     return lambda *s: torch.randn(*s, generator=gen, dtype=torch.float64)
 
 
-def norm_mix_case(B, T, C, M, add, resets, seed=0):
+def norm_mix_case(B, T, C, M, add, resets, wide=False, seed=0):
     rand = random(seed)
     out = rand(B, T, C) if add else None
     reset = rand(B, T) > 1.0 if resets else None
     x = [3 * rand(B, T, C) + 1, out, 1 + rand(C) / 4, rand(C), rand(B, C), *(rand(1, 1, C) for _ in range(M))]
 
     def run(backend, x, out, weight, bias, last, *mixes):
+        x = x.float() if wide and x.dtype == torch.bfloat16 else x
         x, mixed, end = fused.norm_mix(x, out, weight, bias, last, list(mixes), None if reset is None else reset.to(x.device), backend)
         return x, *mixed, end
 
@@ -54,6 +55,7 @@ CASES = {
     "norm_mix, one token": functools.partial(norm_mix_case, 2, 1, 64, 1, True, True),
     "norm_mix, one mix": functools.partial(norm_mix_case, 1, 50, 24, 1, False, True),
     "norm_mix, three mixes": functools.partial(norm_mix_case, 1, 19, 32, 3, True, False),
+    "norm_mix, a wide sum": functools.partial(norm_mix_case, 2, 37, 48, 6, True, True, True),
     "wkv7_inputs": functools.partial(wkv7_inputs_case, 2, 37, 2, 16, True),
     "wkv7_inputs, first layer": functools.partial(wkv7_inputs_case, 1, 33, 3, 32, False),
     "wkv7_inputs, heads of 24": functools.partial(wkv7_inputs_case, 1, 5, 2, 24, True),

@@ -67,10 +67,11 @@ def test_gradients_equal_one_process(strategy, case, tmp_path):
 PLAIN_LINEAR = "strategy.deepspeed={zero_optimization:{memory_efficient_linear:false}}"  # its own rounds differently in bf16
 
 
-def test_gradients_of_bf16_weights_are_summed_in_fp32(tmp_path):
+@pytest.mark.parametrize("precision, recompute", [("bf16", "false"), ("bf16-mixed", "true")])
+def test_gradients_of_bf16_weights_are_summed_in_fp32(precision, recompute, tmp_path):
     """Over chunks, rows computed one by one, and ranks."""
-    text = ragged_text(tmp_path / "text")
-    args = tiny("layout.rows=4", "layout=document", "layout.at_once=1", "ctx_len=64", "data=text", f"data.path={text}", "precision=bf16")
+    text, settings = ragged_text(tmp_path / "text"), (f"precision={precision}", f"bptt.recompute={recompute}")
+    args = tiny("layout.rows=4", "layout=document", "layout.at_once=1", "ctx_len=64", "data=text", f"data.path={text}", *settings)
     (one,) = gradients(tmp_path, ["strategy=auto"], *args)
     strategies = ["strategy=ddp", "strategy=fsdp", "strategy=ds1", "strategy=ds2", f"strategy=ds3 {PLAIN_LINEAR}"]
     for two in gradients(tmp_path, strategies, *args, "strategy.devices=2"):
@@ -98,11 +99,15 @@ def test_swapping_to_a_disk(tmp_path):
     assert not list(swap.iterdir())
 
 
-@pytest.mark.parametrize("strategy, precision", [("ddp", "fp64"), ("fsdp", "fp64"), ("ds2", "fp32")])
-def test_training_on_two_and_going_on_with_one(strategy, precision, tmp_path):
-    """Stopped inside a step of many chunks, of which one rank has more; then one process goes on: the same losses all along."""
+@pytest.mark.parametrize(
+    "strategy, precision, then, rows",
+    [("ddp", "fp64", "auto", 2), ("fsdp", "fp64", "auto", 2), ("ds2", "fp32", "ddp strategy.devices=1", 2), ("ds3", "fp32", "ds3 strategy.devices=4", 4)],
+)
+def test_going_on_with_other_strategies_and_processes(strategy, precision, then, rows, tmp_path):
+    """Stopped inside a step of many chunks, of which one rank of two has more; then others go on: the losses of one process all along."""
     text = ragged_text(tmp_path / "text")
-    args = tiny("layout=document", "layout.rows=2", "ctx_len=16", "data=text", f"data.path={text}", "trainer.tokens=6k", f"precision={precision}")
+    settings = "layout=document", f"layout.rows={rows}", f"ctx_len={8 * rows}", f"trainer.tokens={3 * rows}k", f"precision={precision}"
+    args = tiny(*settings, "data=text", f"data.path={text}")
     whole = command("train", *args, f"out={tmp_path / 'one'}", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     on_two = [f"out={tmp_path / 'two'}", f"strategy={strategy}", "strategy.devices=2"]
@@ -111,7 +116,7 @@ def test_training_on_two_and_going_on_with_one(strategy, precision, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, out
-    rest = command("train", *args, f"out={tmp_path / 'two'}", cwd=tmp_path)
+    rest = command("train", *args, f"out={tmp_path / 'two'}", *f"strategy={then}".split(), cwd=tmp_path)
     assert rest.returncode == 0 and "resumed from step-" in rest.stdout, rest.stdout + rest.stderr
     a, b = losses(the_run(tmp_path / "one")), losses(the_run(tmp_path / "two"))
     assert [s for s, _ in a] == [s for s, _ in b] and len(a) > 3

@@ -18,16 +18,16 @@ def norm_mix(
     """x += out; z = layer_norm(x); then z_t + (z_{t-1} - z_t) * mix for each of `mixes`.
 
     Args:
-        x, out: [B, T, C]; `out` is what the layer before adds to x, None for nothing.
+        x, out: [B, T, C]; `out` is what the layer before adds to x, None for nothing. x may have a wider dtype than all others.
         weight, bias: [C], of the norm, whose eps is 1e-5.
         last: [B, C], z of the token before the first.
         mixes: one to six of [1, 1, C].
         reset: [B, T] bool: z_{t-1} is zero there.
 
     Returns:
-        x + out; the mixed, [B, T, C] each; z of the last token, [B, C].
+        x + out, in the dtype of x; the mixed, [B, T, C] each; z of the last token, [B, C].
     """
-    run = registry.pick("norm_mix", backend, x)
+    run = registry.pick("norm_mix", backend, last)
     x, mixed, end = run(x, out, weight, bias, last, mixes, reset)
     again.offer(mixed, lambda x, w, b, last, reset, *mixes: run(x, None, w, b, last, mixes, reset)[1], x, weight, bias, last, reset, *mixes)
     return x, mixed, end

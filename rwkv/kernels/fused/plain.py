@@ -11,7 +11,7 @@ GROUP_NORM_EPS = 64e-5  # whatever the head size
 
 def norm_mix(x, out, weight, bias, last, mixes, reset):
     x = x if out is None else x + out
-    z = F.layer_norm(x, x.shape[-1:], weight, bias)
+    z = F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype)).to(weight.dtype)
     d = token_shift(z, last, reset) - z
     return x, torch.addcmul(z, d, torch.stack(mixes)).unbind(0), z[:, -1]
 

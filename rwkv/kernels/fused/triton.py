@@ -59,7 +59,7 @@ class _NormMix(torch.autograd.Function):
         (B, T, C), M = x.shape, len(mix)
         x, last, mix, flags = x.contiguous(), last.contiguous(), mix.contiguous(), gpu.flags(reset)
         sums = x if out is None else torch.empty_like(x)
-        mixed, end = x.new_empty(M, B, T, C), x.new_empty(B, C)
+        mixed, end = last.new_empty(M, B, T, C), last.new_empty(B, C)
         mean, rstd = torch.empty(2, B, T, dtype=torch.float32, device=x.device)
         run, runs = _runs(T, B)
         _launch(
@@ -86,7 +86,7 @@ class _NormMix(torch.autograd.Function):
         )  # fmt: skip
         total = partial.sum(0)
         dmix, dweight, dbias = total[:M].view_as(mix).to(mix.dtype), total[M].to(weight.dtype), total[M + 1].to(bias.dtype)
-        return dx, dx if ctx.needs_input_grad[1] else None, dweight, dbias, dlast, dmix, None
+        return dx, dx.to(last.dtype) if ctx.needs_input_grad[1] else None, dweight, dbias, dlast, dmix, None
 
 
 class _Wkv7Inputs(torch.autograd.Function):

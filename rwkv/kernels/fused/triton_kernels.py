@@ -52,7 +52,7 @@ def norm_mix_forward(
         at = (row * T + t0 - 1) * C + c
         value = _load(x, at, live)
         if ADD:
-            value = (value + _load(out, at, live)).to(dtype).to(tl.float32)
+            value = (value + _load(out, at, live)).to(sums.dtype.element_ty).to(tl.float32)
         off = tl.where(live, value - tl.sum(value, 0) / C, 0.0)
         before = (off * tl.rsqrt(tl.sum(off * off, 0) / C + EPS) * w + b).to(dtype).to(tl.float32)
     for t in range(t0, tl.minimum(t0 + run, T)):
@@ -60,7 +60,7 @@ def norm_mix_forward(
         at = token * C + c
         value = _load(x, at, live)
         if ADD:
-            value = (value + _load(out, at, live)).to(dtype).to(tl.float32)
+            value = (value + _load(out, at, live)).to(sums.dtype.element_ty).to(tl.float32)
             _put(sums, at, value, live)
         mu = tl.sum(value, 0) / C
         off = tl.where(live, value - mu, 0.0)
@@ -119,7 +119,7 @@ def norm_mix_backward(
     c = tl.arange(0, BLOCK)
     live = c < C
     w, b = _load(weight, c, live), _load(bias, c, live)
-    dtype = dx.dtype.element_ty
+    dtype = dlast.dtype.element_ty
     zero = tl.zeros([BLOCK], tl.float32)
     s0, s1, s2, s3, s4, s5, sum_w, sum_b = zero, zero, zero, zero, zero, zero, zero, zero
     t1 = tl.minimum(t0 + run, T)

@@ -41,47 +41,46 @@ OF_OTHERS = 4096
 
 
 @functools.cache
-def chunk_bytes(size: Size, rows: int, tokens: int, weights: str, device: str, kernel: str = "auto", selective: bool = False) -> Chunk:
+def chunk_bytes(size: Size, rows: int, tokens: int, weights: str, device: str, kernel: str = "auto", selective: bool = False, residual: str | None = None) -> Chunk:
     """device: "cpu" or "cuda"; selective: as `bptt.recompute=selective`. Raises KernelError if `kernel` cannot run there."""
-    dtype, most = DTYPES[weights], MOST_TOKENS.get(size.version, OF_OTHERS)
+    dtype, wide, most = DTYPES[weights], DTYPES.get(residual), MOST_TOKENS.get(size.version, OF_OTHERS)
     with dry.on(device):
         logits = _head(size, rows * tokens, dtype)
-        found = _count(size, rows, min(tokens, most), dtype, kernel, selective)
+        found = _count(size, rows, min(tokens, most), dtype, kernel, selective, wide)
         if tokens > most:
-            half = _count(size, rows, most // 2, dtype, kernel, selective)
+            half = _count(size, rows, most // 2, dtype, kernel, selective, wide)
             found = [b + (b - a) * (tokens - most) // (most - most // 2) for a, b in zip(half, found, strict=True)]
     kept, block, forward, backward = found
-    hidden = rows * tokens * size.n_embd * dtype.itemsize
-    entering = size.n_layer + (2 if size.version == "v7" else 1)
-    return Chunk(kept, block, entering * hidden, forward, backward, logits)
+    entering = (size.n_layer + 1) * (wide or dtype).itemsize + (dtype.itemsize if size.version == "v7" else 0)
+    return Chunk(kept, block, rows * tokens * size.n_embd * entering, forward, backward, logits)
 
 
-def _count(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, selective: bool) -> list[int]:
+def _count(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, selective: bool, wide: torch.dtype | None) -> list[int]:
     """kept, by_block, forward and backward of `Chunk`."""
     few = [replace(size, n_layer=n, vocab_size=16) for n in (2, 3)]
-    (kept, _), (more, peak) = (_blocks(x, rows, tokens, dtype, kernel, selective) for x in few)
+    (kept, _), (more, peak) = (_blocks(x, rows, tokens, dtype, kernel, selective, wide) for x in few)
     block = more - kept
-    return [kept + (size.n_layer - 2) * block, block, _forward(few[0], rows, tokens, dtype, kernel), peak - more]
+    return [kept + (size.n_layer - 2) * block, block, _forward(few[0], rows, tokens, dtype, kernel, wide), peak - more]
 
 
 @torch.no_grad()
-def _forward(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str) -> int:
+def _forward(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, wide: torch.dtype | None) -> int:
     """The most bytes in a forward without a graph."""
-    rwkv, ids, state, reset = _inputs(size, rows, tokens, dtype, kernel)
+    rwkv, ids, state, reset = _inputs(size, rows, tokens, dtype, kernel, wide)
     with Live() as live:
         rwkv(ids, state, reset)
         return live.peak
 
 
-def _inputs(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str) -> tuple[RWKV, Tensor, State, Tensor]:
-    rwkv = RWKV(size, kernel).to(dtype)
+def _inputs(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, wide: torch.dtype | None) -> tuple[RWKV, Tensor, State, Tensor]:
+    rwkv = RWKV(size, kernel, wide).to(dtype)
     ids, reset = torch.empty(rows, tokens, dtype=torch.long), torch.empty(rows, tokens, dtype=torch.bool)
     return rwkv, ids, State.zeros(size, rows, dtype, "meta"), reset
 
 
-def _blocks(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, selective: bool) -> tuple[int, int]:
+def _blocks(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, selective: bool, wide: torch.dtype | None) -> tuple[int, int]:
     """(bytes alive after a forward with a graph, the most in its backward), what was there before not counted."""
-    rwkv, ids, state, reset = _inputs(size, rows, tokens, dtype, kernel)
+    rwkv, ids, state, reset = _inputs(size, rows, tokens, dtype, kernel, wide)
     for param in rwkv.parameters():
         param.register_post_accumulate_grad_hook(_drop)  # there is a sum already that it is added to
     if selective:

@@ -63,6 +63,7 @@ class Work:
     graphs: bool
     kernel: str
     tokens: int
+    residual: str | None = None  # dtype, if it is not the weights'
 
     @staticmethod
     def of(cfg: TrainConfig, size: Size, document: int | None = None) -> "Work":
@@ -74,6 +75,7 @@ class Work:
         return Work(
             size, cfg.precision.weights, layout.rows, layout.at_once, ctx, chunks, window, layout.accumulate,
             cfg.bptt.recompute is True, cfg.bptt.recompute == "selective", cfg.bptt.states, cfg.bptt.graphs, cfg.model.kernel, cfg.trainer.tokens,
+            cfg.precision.residual,
         )  # fmt: skip
 
     @property

@@ -52,11 +52,11 @@ class DeepSpeed(Strategy):
         settings = ds_config(cfg, swap.folder(cfg.strategy, sum(s.numel() for s in self.shapes.values()), ranks) if on_disk else None)
         if self.stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=settings):
-                rwkv = RWKV(size, cfg.model.kernel)
+                rwkv = RWKV(size, cfg.model.kernel, DTYPES.get(cfg.precision.residual))
             deepspeed.utils.set_z3_leaf_modules(rwkv, [Block])  # whose formulas use the weights of its parts: gathered all at once
         else:
             with torch.device("meta"):
-                rwkv = RWKV(size, cfg.model.kernel).to(DTYPES[cfg.precision.weights])
+                rwkv = RWKV(size, cfg.model.kernel, DTYPES.get(cfg.precision.residual)).to(DTYPES[cfg.precision.weights])
             rwkv = rwkv.to_empty(device=ranks.device)
         if cfg.bptt.recompute is True:
             for block in rwkv.blocks:

@@ -20,7 +20,7 @@ class Whole(Strategy):
     def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
         self.ranks = ranks
         with torch.device("meta"):
-            rwkv = RWKV(size, cfg.model.kernel).to(DTYPES[cfg.precision.weights])
+            rwkv = RWKV(size, cfg.model.kernel, DTYPES.get(cfg.precision.residual)).to(DTYPES[cfg.precision.weights])
         groups = rwkv.optimizer_groups()
         self.model = LossModel(self._place(rwkv).to_empty(device=ranks.device), cfg.optim.l2wrap)
         self.optimizer = Optimizer(
