@@ -95,9 +95,10 @@ def _source_rules(where: str, data: Data):
         data.val_path is not None and data.val_split is not None,
         f"{where}.val_path={data.val_path} and {where}.val_split={data.val_split}: one of them is the validation; leave the other out",
     )
+    splits = [f"{where}.{key}={value}" for key, value in (("split", data.split), ("val_split", data.val_split)) if value not in ("train", None)]
     yield (
-        data.val_path is not None and data.kind == "hub",
-        f"{where}.val_path={data.val_path}: a data set of the hub is validated on a split of it: {where}.val_split=validation",
+        bool(splits) and not (data.kind == "hub" or data.kind == "files" and data.format in ("auto", "arrow")),
+        f"{', '.join(splits)}: what {where} reads has no splits (data=hub and data=arrow do); {where}.val_path names other files for validation",
     )
     raw = sorted({text for text in _templates(data.record) if re.search(r"\\[nt]", text)})
     yield (

@@ -164,7 +164,7 @@ class Data:
     on_error: Literal["drop", "stop"]  # a bad record is counted and left out, or ends the preparation; named either way
     val_share: Fraction  # of the documents (of each document's tail, if they are few) kept for validation
     val_split: Text | None  # hub, save_to_disk: the split that is validation, instead of a share
-    val_path: Text | None  # files, tokens, binidx: the path that is validation, instead of a share
+    val_path: Text | None  # the path that is validation, instead of a share; of the form of data.path, or (hub, sample) files by their endings
     cache: Text | None  # folder of prepared data; null: "data" in the folder of the runs
     processes: Count0  # that prepare data; 0: one a CPU core
     mix: dict[str, "Source"] | None  # mix: sources by name

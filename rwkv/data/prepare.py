@@ -65,7 +65,7 @@ def prepared(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, vocab_siz
 def store_of(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, out: Path, validation: bool = False) -> Path:
     """The folder of a source's store, made if it is not there. `first` and `limit` are the training source's alone."""
     if validation:
-        data = dataclasses.replace(data, path=data.val_path or data.path, split=data.val_split or data.split, first=0, limit=None)
+        data = _validation(data)
     cache = Path(data.cache) if data.cache else Path(out) / "data"
     in_place = data.kind in inplace.KINDS
     files = inplace.files(data) if in_place else []
@@ -115,6 +115,14 @@ def store_of(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, out: Path
             disk.sync(cache)
         shutil.rmtree(parts, ignore_errors=True)
     return final
+
+
+def _validation(data: Data) -> Data:
+    """The source of a `val_path` or `val_split`."""
+    data = dataclasses.replace(data, path=data.val_path or data.path, split=data.val_split or data.split, first=0, limit=None)
+    if data.kind in ("hub", "sample") and data.val_path:
+        data = dataclasses.replace(data, kind="files", format="auto", name=None, config=None, revision=None, split="train", streaming=False)
+    return data
 
 
 def _label(data: Data) -> str:

@@ -78,6 +78,12 @@ def test_configuration_split_and_revision(streaming, hub, tmp_path):
     assert documents(tmp_path) == rows_of("de", ROWS)
 
 
+def test_files_may_validate_it(hub, tmp_path):
+    file = write(tmp_path / "mine.jsonl", '{"text": "my own"}\n' * 3)
+    done = preload(hub, tmp_path, "data.config=de", f"data.val_path={file}", "data.val_share=0", "data.limit=5")
+    assert done.returncode == 0 and "hub, validation\ndocuments 3\ntokens    21 " in done.stdout, done.stderr + done.stdout
+
+
 def test_with_a_limit_the_rest_is_not_asked_for(hub, tmp_path):
     before = dict(hub.sent)
     assert preload(hub, tmp_path, "data.limit=7", "data.config=de", "data.processes=1").returncode == 0

@@ -231,6 +231,8 @@ def test_validation_from_a_share_or_from_a_path(tmp_path):
     assert (len(path.train), len(path.val)) == (10, 6) and path.fingerprint != share.fingerprint
     write_binidx(tmp_path / "v", [np.array([1, 2, 0])] * 3)
     write_binidx(tmp_path / "t", [np.array([3, 2, 0])] * 4)
+    sample = prepare(tmp_path, "data=sample", "data.limit=1", f"data.val_path={val}", "tokenizer=world")
+    assert (len(sample.train), len(sample.val)) == (1, 6)
     binidx = prepare(tmp_path, "data=tokens", "data.kind=binidx", f"data.path={tmp_path / 't'}", f"data.val_path={tmp_path / 'v'}")
     assert (len(binidx.train), len(binidx.val)) == (4, 3) and binidx.val.document(0).tolist() == [1, 2, 0]
 

@@ -235,7 +235,8 @@ RULES = {
     "streaming files": (["data=text", "data.path=x", "data.streaming=true"], r"data\.streaming=true is for data sets of the hub"),
     "a slice, streamed": (["data=pile", "data.split='train[:1%]'"], r"a slice of a split cannot be read while it is downloaded"),
     "two validations": (["data=text", "data.path=x", "data.val_path=y", "data.val_split=z"], "one of them is the validation"),
-    "a path validates the hub": (["data=dolly", "data.val_path=y"], "validated on a split of it"),
+    "a split of text": (["data=text", "data.path=x", "data.val_split=dev"], r"data\.val_split=dev: what data reads has no splits .*data\.val_path"),
+    "a split of the sample": (["data=sample", "data.split=test"], r"data\.split=test: what data reads has no splits"),
     "in a mix": (["data=mix", "data.mix={a: {data: jsonl}}"], r"data\.mix\.a\.kind=files needs data\.mix\.a\.path"),
     "no newline": (["data=chat", "data.path=x", r"data.record.chat.end='\\n'"], "a backslash and a letter, not a line end"),
     "unknown kind": (["data=jsonl", "data.path=x", "data.record.kind=poem"], r"data\.record\.kind='poem'"),
@@ -249,6 +250,16 @@ def test_settings_that_contradict(case):
     args, message = RULES[case]
     with pytest.raises(ConfigError, match=message):
         data_of(*args)
+
+
+def test_a_split_that_files_do_not_have(tmp_path):
+    """They would be validated on what they are trained on."""
+    write(tmp_path / "a.txt", "train")
+    args = ("data=files", f"data.path={tmp_path}")
+    with pytest.raises(DataError, match=r"data\.val_split=dev: data\.path=.* has no splits"):
+        texts(*args, "data.val_split=dev", validation=True)
+    with pytest.raises(DataError, match=r"data\.split=dev: data\.path=.* has no splits"):
+        texts(*args, "data.split=dev")
 
 
 # the sample

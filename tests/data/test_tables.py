@@ -61,6 +61,8 @@ def test_arrow_cut_short(tmp_path):
 def test_a_saved_data_set(tmp_path):
     SET.save_to_disk(tmp_path / "one", num_shards=3)
     assert texts("data=arrow", f"data.path={tmp_path}/one") == texts("data=files", f"data.path={tmp_path}/one") == WANT
+    with pytest.raises(DataError, match=r"data\.split=test: data\.path=.*one has no splits"):
+        texts("data=arrow", f"data.path={tmp_path}/one", "data.split=test")
     both = datasets.DatasetDict(train=SET, test=SET.select(range(7)))
     both.save_to_disk(tmp_path / "two")
     args = ("data=arrow", f"data.path={tmp_path}/two")

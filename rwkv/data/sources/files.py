@@ -37,6 +37,9 @@ def file_units(data: Data, path: str, setting: str, split: str) -> list[Unit]:
         DataError: there is nothing to read; it names `setting`, the key the path came from.
     """
     files = find(path, data.storage, setting)
+    if split != "train" and all(file.name != "dataset_dict.json" for file in files):
+        key = "data.val_split" if split == data.val_split else "data.split"
+        raise DataError(f"{key}={split}: {setting}={path} has no splits, as a folder of datasets.save_to_disk has; {setting} itself can name other files")
     if data.format in ("auto", "arrow") and (saved := saved_dataset(files, split)) is not None:
         return [unit for file in saved for unit in arrow_units(file, data.record)]
     endings = () if data.format == "text" else ENDINGS.get(data.format, ())
