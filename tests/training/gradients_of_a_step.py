@@ -1,9 +1,5 @@
-"""A program of its own, so that Fabric can start it on every rank: one step's gradients under each of several strategies.
+"""One step's gradients under each of several strategies, behind steps that were dropped; to be run on every rank."""
 
-FOLDER strategies overrides... -> FOLDER/0.safetensors, 1.safetensors, ... Strategies, and the overrides of each, are separated by "; " and " ".
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -17,9 +13,10 @@ from rwkv.training.session import Session
 from rwkv.training.strategies import MASTER
 
 
-def main(folder: Path, strategies: str, overrides: list[str]) -> None:
+def main(folder: Path, strategies: list[str], overrides: list[str]) -> None:
+    """Strategies are overrides of their own, separated by blanks. The first writes 0.safetensors, the next 1.safetensors, ..."""
     ranks = None
-    for i, each in enumerate(strategies.split("; ")):
+    for i, each in enumerate(strategies):
         cfg = load([*overrides, *each.split(" ")])
         torch.set_num_threads(cfg.threads)
         ranks = ranks or Ranks(cfg.strategy)
@@ -54,7 +51,3 @@ def finish_step(session: Session) -> tuple[Tensor, float]:
     while not step.done:
         step.advance()
     return session.ranks.sum(step.loss.clone()), session.strategy.clip(session.cfg.optim.clip)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

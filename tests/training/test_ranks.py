@@ -1,30 +1,21 @@
 """Two processes on gloo give what one gives, whatever documents each has."""
 
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file
 
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import load
-from tests.conftest import ROOT, command, the_run, tiny, write_text
+from tests.conftest import command, the_run, tiny, write_text
+from tests.training import forked, gradients_of_a_step
 from tests.training.test_resume import losses, start, wait_for_step
 
 
-def gradients(folder, strategies, *args, timeout=120):
+def gradients(folder, strategies, *args, world=1, timeout=120):
     """Of one step, with its loss and norm, under each strategy."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/training/gradients_of_a_step.py"), str(folder), "; ".join(strategies), *args],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stderr
+    processes = forked.ranks(world, gradients_of_a_step.main, folder, strategies, [*args, f"strategy.devices={world}"], log=folder / "log")
+    assert forked.codes(processes, timeout) == [0] * world, [log.read_text() for log in folder.glob("log-*")]
     return [load_file(folder / f"{i}.safetensors") for i in range(len(strategies))]
 
 
@@ -60,7 +51,7 @@ def test_gradients_equal_one_process(strategy, case, tmp_path):
     text = ragged_text(tmp_path / "text")
     args = tiny("layout.rows=4", "layout.accumulate=2", "ctx_len=32", "data=text", f"data.path={text}", *case)
     (one,) = gradients(tmp_path, ["strategy=auto"], *args)
-    (two,) = gradients(tmp_path, [f"strategy={strategy}"], *args, "strategy.devices=2")
+    (two,) = gradients(tmp_path, [f"strategy={strategy}"], *args, world=2)
     assert_equal_gradients(two, one)
 
 
@@ -71,10 +62,10 @@ PLAIN_LINEAR = "strategy.deepspeed={zero_optimization:{memory_efficient_linear:f
 def test_gradients_of_bf16_weights_are_summed_in_fp32(precision, recompute, tmp_path):
     """Over chunks, rows computed one by one, and ranks."""
     text, settings = ragged_text(tmp_path / "text"), (f"precision={precision}", f"bptt.recompute={recompute}")
-    args = tiny("layout.rows=4", "layout=document", "layout.at_once=1", "ctx_len=64", "data=text", f"data.path={text}", *settings)
+    args = tiny("layout.rows=4", "layout=document", "layout.at_once=1", "ctx_len=128", "data=text", f"data.path={text}", *settings)
     (one,) = gradients(tmp_path, ["strategy=auto"], *args)
     strategies = ["strategy=ddp", "strategy=fsdp", "strategy=ds1", "strategy=ds2", f"strategy=ds3 {PLAIN_LINEAR}"]
-    for two in gradients(tmp_path, strategies, *args, "strategy.devices=2"):
+    for two in gradients(tmp_path, strategies, *args, world=2):
         assert_equal_gradients(two, one)
 
 
@@ -83,7 +74,7 @@ def test_four_processes(tmp_path):
     text = ragged_text(tmp_path / "text")
     args = tiny("layout.rows=4", "layout.accumulate=2", "layout=document", "ctx_len=64", "data=text", f"data.path={text}")
     (one,) = gradients(tmp_path, ["strategy=auto"], *args)
-    for four in gradients(tmp_path, ["strategy=ddp", "strategy=ds2", "strategy=ds3"], *args, "strategy.devices=4"):
+    for four in gradients(tmp_path, ["strategy=ddp", "strategy=ds2", "strategy=ds3"], *args, world=4):
         assert_equal_gradients(four, one)
 
 
@@ -94,7 +85,7 @@ def test_swapping_to_a_disk(tmp_path):
     args = tiny("model.n_embd=192", "data=text", f"data.path={ragged_text(tmp_path / 'text')}", "precision=bf16", "layout.at_once=1")
     (one,) = gradients(tmp_path, ["strategy=auto"], *args)
     (swap := tmp_path / "swap").mkdir()
-    (two,) = gradients(tmp_path, [f"strategy=ds3_nvme strategy.swap={swap} {PLAIN_LINEAR}"], *args, "strategy.devices=2", timeout=1200)
+    (two,) = gradients(tmp_path, [f"strategy=ds3_nvme strategy.swap={swap} {PLAIN_LINEAR}"], *args, world=2, timeout=1200)
     assert_equal_gradients(two, one)
     assert not list(swap.iterdir())
 
