@@ -70,6 +70,7 @@ def test_command(line, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(700)
 def test_the_main_job(tmp_path):
     """No arguments: the losses are the expected ones, the sample and the report are there."""
     done = command("train", cwd=tmp_path, timeout=600)

@@ -294,7 +294,7 @@ def test_what_is_prepared_is_not_read_again(tmp_path, tiny_tasks, units_are):
 
 def _start(folder: Path, text: Path, *more: str, script: str = SCRIPT) -> subprocess.Popen:
     arguments = ["data=text", f"data.path={text}", f"out={folder}", "data.processes=2", *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     return subprocess.Popen([sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -329,7 +329,11 @@ def test_ctrl_c_keeps_the_parts_and_says_so(tmp_path):
     while not (done := list((tmp_path / "out").glob("data/*.parts/*.json"))):
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=30)
+    try:
+        out, err = run.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        run.send_signal(signal.SIGABRT)  # so that it says where it is
+        out, err = run.communicate()
     assert run.returncode == 130 and "parts of text are prepared and kept; the same command goes on from them" in err and "Traceback" not in err, err
     assert len(done) > 0 and all(file.exists() for file in done)
     again = _start(tmp_path / "out", text)
