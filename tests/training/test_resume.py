@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 
 from rwkv.checkpoint import shards, store
 from tests.conftest import ROOT, command, the_run, tiny, write_text
+from tests.training import forked
+from tests.training.stops_at import Stop, stops_at, what_was_read
 
 
 def start(args, cwd):
@@ -115,45 +118,59 @@ def test_the_last_step_is_recorded_however_few_are(text, tmp_path):
     assert [step for step, _ in losses(the_run(tmp_path / "out"))] == [20]
 
 
-def test_kill_at_any_moment(text, tmp_path, uninterrupted):
-    """SIGKILL loses at most the steps since the last checkpoint, and never leaves one that loads wrongly."""
-    args = [*settings(text, tmp_path / "out"), "checkpoint.every=3"]
-    folder = tmp_path / "out" / uninterrupted.name
-    pick = random.Random(0)
-    for _ in range(6):
-        process = start(args, tmp_path)
-        wait_for_step(folder, pick.randint(1, 90), process)
-        time.sleep(pick.random() * 0.1)
-        process.kill()
-        process.communicate()
-        for point in store.points(folder / "checkpoints"):
-            assert list(store.problems(point)) == []
-    done = command("train", *args, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_equal_runs(folder, uninterrupted)
+# what is read, and where it is stopped; two batches of two chunks or more are a step
+PLACES = {
+    "samples": (
+        ["layout=fixed", "layout.rows=4", "layout.chunks=2", "trainer.tokens=3840"],
+        [Stop(1), Stop(2, 1, signal.SIGUSR2), Stop(3), Stop(5, None, signal.SIGINT), Stop(7, 0), Stop(10)],  # 5 and 10: at an epoch's end
+    ),
+    "lanes": (["layout=stream", "layout.rows=2", "layout.chunks=2", "trainer.tokens=1500"], [Stop(1), Stop(4, 0), Stop(4, 1, signal.SIGINT), Stop(7)]),
+    "one document": (["layout=document", "layout.rows=1", "trainer.tokens=6000"], [Stop(0, 0), Stop(1, 1, signal.SIGUSR2), Stop(2)]),
+}
 
 
-def test_in_the_middle_of_a_document(tmp_path):
-    """One document of many chunks is one optimizer step; a stop inside it is no loss."""
-    np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(1, 257, 3000).astype(np.uint16))
-    args = tiny("data=tokens", f"data.path={tmp_path / 'long.npy'}", "layout=document", "layout.rows=1", "ctx_len=16", "trainer.tokens=6000")
-    whole = command("train", *args, f"out={tmp_path / 'whole'}", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    stops = 0
-    for pause in (0.2, 0.8, 0.5):
-        process = start([*args, f"out={tmp_path / 'out'}"], tmp_path)
-        for line in process.stdout:
-            if line.startswith("ready"):
-                break
-        time.sleep(pause)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-        stops += process.returncode == 128 + signal.SIGTERM
-    points = [p.name for p in store.points(the_run(tmp_path / "out") / "checkpoints")]
-    assert stops >= 2 and any("+" in name for name in points), points
-    done = command("train", *args, f"out={tmp_path / 'out'}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def tokens_and_settings(folder, args):
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(1, 257, 40 * 32 + 1).astype(np.uint16))
+    return tiny("model.n_layer=1", "data=tokens", f"data.path={folder / 'tokens.npy'}", "data.val_share=0", "ctx_len=16", "layout.accumulate=2", *args)
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_stopped_at(case, tmp_path):
+    """At a step's end, at an epoch's, between two batches of a step, inside a document: one after the other in one run."""
+    args, stops = PLACES[case]
+    args = tokens_and_settings(tmp_path, args)
+    log = tmp_path / "log"
+    for stop in [*stops, None]:
+        code = forked.codes([forked.start(stops_at, [*args, f"out={tmp_path / 'out'}"], stop, tmp_path / "reads", log=log)])
+        assert code == [128 + stop.number if stop else 0], log.read_text()
+    assert forked.codes([forked.start(stops_at, [*args, f"out={tmp_path / 'whole'}"], None, tmp_path / "whole-reads", log=log)]) == [0]
+    assert log.read_text().count("resumed from step-") == len(stops)
+    assert len(re.findall(r"checkpoint step-\d+\+", log.read_text())) == sum(stop.batch is not None for stop in stops)
     assert_equal_runs(the_run(tmp_path / "out"), the_run(tmp_path / "whole"))
+    assert what_was_read(tmp_path / "reads") == what_was_read(tmp_path / "whole-reads")
+
+
+def killed_all_along(folder: Path, kills: int, seed: int) -> None:
+    """Three epochs with so many SIGKILLs at random moments: each sample once an epoch, and the end is that of the run that was not killed."""
+    args = [*tokens_and_settings(folder, PLACES["samples"][0]), "checkpoint.every=2"]
+    pick, log, step = random.Random(seed), folder / "log", 0
+    for _ in range(kills):
+        stop = Stop(step + pick.randint(1, 2), pick.choice([0, 1, None]), signal.SIGKILL, pick.random() * 0.03)
+        assert forked.codes([forked.start(stops_at, [*args, f"out={folder / 'out'}"], stop, folder / "out-reads", log=log)]) == [-signal.SIGKILL]
+        points = store.points(the_run(folder / "out") / "checkpoints")
+        assert not any(problem for point in points for problem in store.problems(point))
+        step = store.step_of(points[0]) if points else 0
+    for out in ("out", "whole"):
+        assert forked.codes([forked.start(stops_at, [*args, f"out={folder / out}"], None, folder / f"{out}-reads", log=log)]) == [0], log.read_text()
+    read = what_was_read(folder / "out-reads")
+    assert read == what_was_read(folder / "whole-reads")
+    samples = [place for key in sorted(read) for place in read[key][0]]
+    assert len(samples) == 120 and [len({*samples[i : i + 40]}) for i in (0, 40, 80)] == [40] * 3
+    assert_equal_runs(the_run(folder / "out"), the_run(folder / "whole"))
+
+
+def test_killed_all_along(tmp_path):
+    killed_all_along(tmp_path, 5, seed=1)
 
 
 def test_two_at_once_and_a_damaged_checkpoint(text, tmp_path, uninterrupted):
