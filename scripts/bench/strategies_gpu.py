@@ -26,7 +26,7 @@ from rwkv.config.compose import load  # noqa: E402
 from rwkv.training.ranks import Ranks  # noqa: E402
 from rwkv.training.session import Session  # noqa: E402
 
-STRATEGIES = ("ddp", "fsdp", "ds2", "ds3", "ds2_offload", "ds3_offload")
+STRATEGIES = ("ddp", "fsdp", "ds1", "ds2", "ds3", "ds2_offload", "ds3_offload")
 WARM = 4
 CHUNKS = 2  # of a document
 
