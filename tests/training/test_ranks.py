@@ -92,21 +92,29 @@ def test_swapping_to_a_disk(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("precision", "turns"), [("fp64", "ddp 4, auto 1, ddp 2"), ("fp64", "fsdp 2, auto 1"), ("fp32", "ds2 2, ddp 1"), ("fp32", "ds3 2, ds3 4")]
+    ("layout", "precision", "turns"),
+    [
+        ("document", "fp64", "ddp 4, auto 1, ddp 2"),
+        ("document", "fp64", "fsdp 2, auto 1"),
+        ("document", "fp32", "ds2 2, ddp 1"),
+        ("document", "fp32", "ds3 2, ds3 4"),
+        ("stream", "fp64", "ddp 2, auto 1, ddp 4"),
+    ],
 )
-def test_going_on_with_other_strategies_and_processes(precision, turns, tmp_path):
-    """Stopped inside a step of many chunks, of which one rank has more: the same tokens and the same losses all along as of one process."""
+def test_going_on_with_other_strategies_and_processes(layout, precision, turns, tmp_path):
+    """Stopped inside a step of many chunks, of which one rank has more, or of layout=stream with states that go on, each its lane's:
+    the same tokens and the same losses all along as of one process."""
     text = ragged_text(tmp_path / "text")
     ctx_len = 64 if "ds" in turns else 16  # with DeepSpeed a step that was stopped inside is done again
-    args = tiny("layout=document", "layout.rows=4", f"ctx_len={ctx_len}", "data=text", f"data.path={text}", "trainer.tokens=8k", f"precision={precision}")
+    args = tiny(f"layout={layout}", "layout.rows=4", f"ctx_len={ctx_len}", "data=text", f"data.path={text}", "trainer.tokens=8k", f"precision={precision}")
     turns = [turn.split() for turn in turns.split(", ")]
     for steps, (strategy, world) in enumerate(turns, 2):
-        stop = Stop(steps, 0) if steps <= len(turns) else None
+        stop = Stop(steps, 0 if layout == "document" else None) if steps <= len(turns) else None
         now = [*args, f"out={tmp_path / 'out'}", f"strategy={strategy}", f"strategy.devices={world}"]
         codes = forked.codes(forked.ranks(int(world), stops_at, now, stop, tmp_path / "reads", log=tmp_path / "log"))
         assert codes == [128 + stop.number if stop else 0] * int(world), (tmp_path / "log-0").read_text()
     log = (tmp_path / "log-0").read_text()
-    assert log.count("resumed from step-") == len(turns) - 1 and bool(re.search(r"checkpoint step-\d+\+", log)) == (ctx_len == 16)
+    assert log.count("resumed from step-") == len(turns) - 1 and bool(re.search(r"checkpoint step-\d+\+", log)) == (ctx_len == 16 and layout == "document")
     assert forked.codes(forked.ranks(1, stops_at, [*args, f"out={tmp_path / 'one'}"], None, tmp_path / "one-reads", log=tmp_path / "log")) == [0]
     assert what_was_read(tmp_path / "reads") == what_was_read(tmp_path / "one-reads")
     a, b = losses(the_run(tmp_path / "one")), losses(the_run(tmp_path / "out"))
