@@ -213,7 +213,7 @@ def newest_good(root: Path, warn: Callable[[str], None], find: Callable[[Path], 
     Raises:
         CheckpointError: there are checkpoints, and none is sound.
     """
-    found = points(root)
+    found = named(root)
     for checkpoint in found:
         wrong = find(checkpoint)
         if not wrong:

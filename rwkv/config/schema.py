@@ -195,7 +195,7 @@ class Layout:
 
 @dataclass(config=_STRICT, frozen=True)
 class CtxLen:
-    tokens: Annotated[Count, Field(le=2**31)]  # tokens of a chunk: what is on the accelerator at once
+    tokens: Size  # tokens of a chunk: what is on the accelerator at once
 
 
 @dataclass(config=_STRICT, frozen=True)

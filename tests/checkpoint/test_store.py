@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from rwkv.checkpoint import store
 from rwkv.errors import CheckpointError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, the_run, tiny, write_text
+from tests.training import forked
+from tests.training.stops_at import Stop, stops_at
 
 
 def save(root, step, work, writers, keep, size=0):
@@ -30,10 +32,7 @@ def save(root, step, work, writers, keep, size=0):
 
 
 def writers(value, n=1000):
-    return {
-        "model.safetensors": lambda p: save_file({"x": torch.full((n,), float(value))}, p),
-        "progress.json": lambda p: p.write_text(f'{{"step": {value}}}'),
-    }
+    return {"model.safetensors": lambda p: save_file({"x": torch.full((n,), float(value))}, p), "progress.json": lambda p: p.write_text(f'{{"step": {value}}}')}
 
 
 def scored(loss):
@@ -117,39 +116,78 @@ def test_a_rename_that_fails_leaves_the_point_that_was_there(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["step-00000001"]
 
 
-def test_every_flipped_bit_is_detected(tmp_path):
-    save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
-    point = save(tmp_path, 2, 0, writers(2), keep=store.Keep(2))
-    pick = random.Random(0)
-    files = sorted(point.iterdir())
-    for _ in range(100):
-        file = pick.choice(files)
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory):
+    """The checkpoints of a run that was stopped inside its fourth step: files of every kind; and of one at its second."""
+    folder = tmp_path_factory.mktemp("stopped")
+    return checkpoints_of_a_stopped_run(folder)
+
+
+def checkpoints_of_a_stopped_run(folder):
+    args = tiny("data=text", f"data.path={write_text(folder / 'text.txt')}", f"out={folder / 'out'}", "layout.chunks=2", "checkpoint.every=2")
+    process = forked.start(stops_at, args, Stop(3, 0), folder / "reads", log=folder / "log")
+    assert forked.codes([process]) == [128 + signal.SIGTERM], (folder / "log").read_text()
+    root = the_run(folder / "out") / "checkpoints"
+    newest, older = store.points(root)
+    kinds = {f.name.partition("-")[0] for f in newest.iterdir()}
+    assert kinds == {"model", "optimizer", "carry", "unfinished", "progress.json", "manifest.json"}, "nothing is pickled"
+    assert {f.suffix for f in newest.iterdir()} == {".safetensors", ".json"} and "+" in newest.name and "+" not in older.name
+    return root
+
+
+def flipped_bits(root, each, pick):
+    """In every file of the newest checkpoint so many bits, one at a time: the file is named, and the checkpoint before is used."""
+    newest, older = store.points(root)
+    for file in sorted(newest.iterdir()):
         good = file.read_bytes()
-        bad = bytearray(good)
-        bad[pick.randrange(len(bad))] ^= 1 << pick.randrange(8)
-        file.write_bytes(bad)
-        warnings = []
-        found = store.newest_good(tmp_path, warnings.append)
-        assert found.name == "step-00000001" and file.name in warnings[0]
+        for _ in range(each):
+            bad = bytearray(good)
+            bad[pick.randrange(len(bad))] ^= 1 << pick.randrange(8)
+            file.write_bytes(bad)
+            warnings = []
+            assert store.newest_good(root, warnings.append) == older and file.name in warnings[0], file
         file.write_bytes(good)
-    assert store.newest_good(tmp_path, print) == point
+    assert store.newest_good(root, print) == newest
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "hole", "missing", "other step"])
-def test_other_damage_is_detected(damage, tmp_path):
-    older = save(tmp_path, 1, 0, writers(1), keep=store.Keep(2))
-    point = save(tmp_path, 2, 0, writers(2), keep=store.Keep(2))
-    file = point / "model.safetensors"
-    data = file.read_bytes()
-    if damage == "missing":
-        file.unlink()
-    elif damage == "other step":
-        shutil.copy(older / "model.safetensors", file)
-    else:
-        file.write_bytes({"truncate": data[:-10], "empty": b"", "hole": data[:200] + bytes(800) + data[1000:]}[damage])
-    warnings = []
-    assert store.newest_good(tmp_path, warnings.append) == older
-    assert "step-00000002 is damaged" in warnings[0] and "model.safetensors" in warnings[0]
+def damaged_files(root, pick):
+    """Every file of the newest checkpoint, in turn cut, empty, missing, with a hole of zeros, or that of the checkpoint before."""
+    newest, older = store.points(root)
+    damages = {
+        "cut": lambda data, _: data[: pick.randrange(1, len(data))],
+        "empty": lambda *_: b"",
+        "hole": lambda data, _: data[:20] + bytes(len(data) - 40) + data[-20:],
+        "missing": lambda *_: None,
+        "of another step": lambda _, name: (older / name).read_bytes() if (older / name).exists() else None,
+    }
+    for file in sorted(newest.iterdir()):
+        good = file.read_bytes()
+        for name, damage in damages.items():
+            bad = damage(good, file.name)
+            file.unlink(missing_ok=True) if bad is None else file.write_bytes(bad)
+            warnings = []
+            found = store.newest_good(root, warnings.append)
+            if (name, file.name) != ("of another step", store.MANIFEST):  # whose files then are said to have changed
+                assert file.name in warnings[0], (name, file)
+            assert found == older and newest.name in warnings[0], (name, file)
+        file.write_bytes(good)
+    assert store.newest_good(root, print) == newest
+
+
+def test_every_flipped_bit_is_detected(stopped_run):
+    flipped_bits(stopped_run, 17, random.Random(0))
+
+
+def test_other_damage_is_detected(stopped_run):
+    damaged_files(stopped_run, random.Random(0))
+
+
+def test_a_lost_manifest_is_no_fresh_start(tmp_path):
+    """Nothing that is named as a checkpoint is passed over in silence."""
+    (save(tmp_path, 1, 0, writers(1), keep=store.Keep(2)) / store.MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints is sound"):
+        store.newest_good(tmp_path, lambda _: None)
+    assert save(tmp_path, 1, 0, writers(1), keep=store.Keep(2)) == store.newest_good(tmp_path, print)
 
 
 def test_none_sound_is_an_error_and_none_at_all_is_none(tmp_path):
