@@ -135,23 +135,40 @@ _at = attrgetter("at")
 
 
 def _read(row: list[Segment], first: int, start: int, stop: int, tokens, targets, predict, reset) -> None:
-    """What of a row's segments, from the number `first` on, lies at the positions start .. stop - 1, into arrays of these."""
+    """What of a row's segments, from the number `first` on, lies at the positions start .. stop - 1, into arrays of these, all zero."""
+    ends, behind = [], []  # where documents end; where a segment does, and the token after it
+    filled, all_trained = 0, len(predict) == 1
     for corpus, source, count, at, fresh, last, number in itertools.islice(row, first, None):
         if at >= stop:
             break
-        low, high = max(start, at), min(stop, at + count)
+        low, high = start if start > at else at, at + count
+        if high > stop:
+            high = stop
         if low >= high:
             continue
-        begin = source + low - at
+        begin, place, filled = source + low - at, low - start, high - start
         end = begin + high - low
-        here = slice(low - start, high - start)
-        tokens[here] = corpus.tokens[begin:end]
-        ends = high == at + count and not last  # the token after the last is of another document
-        known = slice(low - start, high - start - ends)
-        targets[known] = corpus.tokens[begin + 1 : end + 1 - ends]
-        predict[number, known] = True if corpus.trained is None else corpus.trained[begin + 1 : end + 1 - ends]
+        tokens[place:filled] = corpus.tokens[begin:end]
+        if corpus.trained is not None:
+            mask = corpus.trained[begin + 1 : end + 1]
+            predict[number, place : place + len(mask)] = mask
+            all_trained = False
+        elif not all_trained:
+            predict[number, place:filled] = True
+        if high == at + count and not last:
+            ends.append((number, filled - 1))
+        else:
+            behind.append((filled - 1, corpus.tokens[end]))
         if fresh and at >= start:
-            reset[at - start] = True
+            reset[place] = True
+    targets[:-1] = tokens[1:]
+    if all_trained:
+        predict[0, :filled] = True
+    for place in ends:
+        targets[place[1]] = 0
+        predict[place] = False
+    for place, token in behind:
+        targets[place] = token
 
 
 @dataclass(frozen=True)

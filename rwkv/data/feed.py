@@ -3,6 +3,8 @@
 Its position is a few integers, from which it goes on at once, however far it has come.
 """
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,7 +14,7 @@ from rwkv.data.batch import Segment
 from rwkv.data.corpus import Corpus
 from rwkv.data.order import Order
 
-BLOCK = 1024  # places looked up together
+BLOCK = 8192  # places looked up together
 
 
 class Items(Protocol):
@@ -99,14 +101,14 @@ class Feed:
 
     def __init__(self, supplies: list[Supply]):
         self.supplies = supplies
+        self._corpora = [supply.items.corpus for supply in supplies]
         self.taken, self.used = [0] * len(supplies), [0] * len(supplies)
-        self._blocks: list[tuple[int, list[Item]]] = [(-1, [])] * len(supplies)
+        self._coming = self._from_here()
 
     def next(self) -> Item | None:
         """None once every source has given all that it may."""
         while (source := self._furthest_behind()) is not None:
-            nth, place = divmod(self.taken[source], BLOCK)
-            item = self._block(source, nth)[place]
+            item = next(self._coming[source])
             self.taken[source] += 1
             self.used[source] += item.count
             if item.count:  # a document of one token has nothing to predict
@@ -123,8 +125,8 @@ class Feed:
 
     def segment(self, item: Item, done: int, count: int, at: int, fresh: bool) -> Segment:
         """`count` positions of an item, from its position `done` on, read at the positions from `at` on of a row."""
-        corpus = self.supplies[item.source].items.corpus
-        return Segment(corpus, item.start + done, count, at, fresh, item.last or done + count < item.count, item.source)
+        source, _, start, whole, last = item
+        return Segment(self._corpora[source], start + done, count, at, fresh, last or done + count < whole, source)
 
     def _furthest_behind(self) -> int | None:
         if len(self.supplies) == 1:
@@ -136,16 +138,20 @@ class Feed:
                 best, least = i, used / supply.weight
         return best
 
-    def _block(self, source: int, nth: int) -> list[Item]:
-        if self._blocks[source][0] != nth:
-            supply = self.supplies[source]
-            numbers = supply.order(np.arange(nth * BLOCK, (nth + 1) * BLOCK))
+    def _from_here(self) -> list[Iterator[Item]]:
+        """The items that are to come, of each source."""
+        return [self._items(source, taken) for source, taken in enumerate(self.taken)]
+
+    def _items(self, source: int, taken: int) -> Iterator[Item]:
+        supply = self.supplies[source]
+        for first in itertools.count(taken, BLOCK):
+            numbers = supply.order(np.arange(first, first + BLOCK))
             columns = [x.tolist() for x in (numbers, *supply.items.spans(numbers))]
-            self._blocks[source] = nth, [Item(source, *row) for row in zip(*columns, strict=True)]
-        return self._blocks[source][1]
+            yield from map(Item, itertools.repeat(source), *columns)
 
     def state_dict(self) -> dict:
         return {"taken": list(self.taken), "used": list(self.used)}
 
     def load_state_dict(self, saved: dict) -> None:
         self.taken, self.used = list(saved["taken"]), list(saved["used"])
+        self._coming = self._from_here()

@@ -28,18 +28,19 @@ class Stream:
         return Batch(rows, length, carry, len(self.feed.supplies)) if length else None
 
     def _row(self, lane: int) -> list[Segment]:
-        row, at = [], 0
+        row, at, inside = [], 0, self.lanes[lane]
         while at < self.step_tokens:
-            if self.lanes[lane] is None:
+            if inside is None:
                 item = self.feed.next()
                 if item is None:
                     break
-                self.lanes[lane] = item, 0
-            item, done = self.lanes[lane]
+                inside = item, 0
+            item, done = inside
             count = min(self.step_tokens - at, item.count - done)
             row.append(self.feed.segment(item, done, count, at, done == 0 and self.reset))
             at, done = at + count, done + count
-            self.lanes[lane] = None if done == item.count else (item, done)
+            inside = None if done == item.count else (item, done)
+        self.lanes[lane] = inside
         return row
 
     def state_dict(self) -> dict:
