@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import statistics
 import time
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import load
+from rwkv.training.session import Session
 from tests.conftest import tiny, write_text
+from tests.training import forked
 from tests.training.test_resume import start, wait_for_step
 
 
@@ -85,3 +88,45 @@ def test_a_killed_rank_ends_the_others(lost, tmp_path):
 @pytest.mark.parametrize("signals", [[signal.SIGTERM] * 2, [signal.SIGINT]], ids=["SIGTERM twice", "SIGINT"])
 def test_signals_twice_and_during_a_save(signals, tmp_path):
     signals_leave_a_sound_checkpoint(tmp_path, signals, random.Random(len(signals)))
+
+
+def test_twenty_starts_at_once(tmp_path):
+    """Of one run, in the same second: one trains, the others are told so. Its folder bears no time that could be the same, or go back."""
+    args = settings(tmp_path, "trainer.tokens=4k")
+    write_text(tmp_path / "text.txt")
+    code = forked.codes([forked.start(forked.train, args, log=tmp_path / "log") for _ in range(20)])
+    log = (tmp_path / "log").read_text()
+    trained, told = log.count("ready after"), log.count("is being trained by process")
+    assert trained == 1 and code.count(2) == told and code.count(0) == 1 + log.count("this run is finished") and told >= 10
+    assert len(list((tmp_path / "out").glob("*-text-*"))) == 1
+
+
+def memory_of_a_run(overrides: list[str], every: int, file: Path) -> int:
+    """Trains; writes the process's resident memory, in KiB, after every so many steps."""
+    told, advance = file.open("w"), Session.advance
+
+    def advanced(session, step):
+        advance(session, step)
+        if session.step % every == 0:
+            told.write(f"{int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') // 1024}\n")
+            told.flush()
+
+    Session.advance = advanced
+    return forked.train(overrides)
+
+
+def memory_does_not_grow(folder: Path, steps: int) -> float:
+    """By less than 1 MB in 1000 steps, in the later half of them: before, allocators still fill up. Returns by how much, in MB."""
+    args = settings(folder, "model.n_layer=1", "model.n_embd=32", "model.head_size=32", "ctx_len=8", f"trainer.tokens={steps * 16}", "checkpoint.every=200",
+                    "trainer.val_every=500", "trainer.log_every=10")  # fmt: skip
+    assert forked.codes([forked.start(memory_of_a_run, args, steps // 50, folder / "kib", log=folder / "log")], 1200) == [0]
+    kib = list(map(int, (folder / "kib").read_text().split()))[25:]
+    places = range(len(kib))
+    middle = statistics.fmean(places)
+    slope = sum((i - middle) * x for i, x in zip(places, kib, strict=True)) / sum((i - middle) ** 2 for i in places) / (steps // 50)
+    assert len(kib) == 25 and slope * 1000 < 1024, kib
+    return slope * 1000 / 1024
+
+
+def test_memory_does_not_grow(tmp_path):
+    memory_does_not_grow(tmp_path, 5000)
