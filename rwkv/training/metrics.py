@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import statistics
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,20 @@ class MetricsLog:
     def write(self, record: dict[str, float | int]) -> None:
         rounded = {k: float(f"{v:.8g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in record.items()}
         self._file.write(json.dumps(rounded) + "\n")
-        if self.wandb is not None:
-            self.wandb.log(rounded, step=rounded["step"])
+        self._to_wandb(lambda run: run.log(rounded, step=rounded["step"]))
 
     def close(self) -> None:
         self._file.close()
-        if self.wandb is not None:
-            self.wandb.finish()
+        self._to_wandb(lambda run: run.finish())
+
+    def _to_wandb(self, act: Callable[[Any], None]) -> None:
+        """A copy alone: where wandb fails, training goes on without it."""
+        try:
+            if self.wandb is not None:
+                act(self.wandb)
+        except Exception as error:
+            self.wandb = None
+            print(f"warning: wandb has failed ({error}): from here on records are in {self._file.name} alone", file=sys.stderr, flush=True)
 
 
 def _record(line: str) -> dict | None:
@@ -59,10 +68,10 @@ def final_loss(records: list[dict]) -> float | None:
 
 
 def start_wandb(cfg: TrainConfig, folder: Path, run_id: str) -> Any:
-    """A wandb run that goes on where the one with this id ended. None if it is not chosen.
+    """A wandb run that goes on where the one with this id ended. None if it is not chosen. Without a network it is kept in the run's folder.
 
     Raises:
-        ConfigError: wandb is not installed, or cannot start: no login, no network.
+        ConfigError: wandb is not installed, or cannot start: no login.
     """
     if cfg.logger.kind != "wandb":
         return None
@@ -70,17 +79,18 @@ def start_wandb(cfg: TrainConfig, folder: Path, run_id: str) -> Any:
         import wandb
     except ImportError as error:
         raise ConfigError("logger=wandb: the package is not installed; pip install wandb") from error
-    try:
+    logger, settings = cfg.logger, dataclasses.asdict(cfg)
+
+    def start(mode: str) -> Any:
         return wandb.init(
-            project=cfg.logger.project,
-            mode=cfg.logger.mode,
-            dir=folder,
-            id=run_id,
-            name=folder.name,
-            group=cfg.logger.group,
-            resume="allow",
-            config=dataclasses.asdict(cfg),
+            project=logger.project, mode=mode, dir=folder, id=run_id, name=folder.name, group=logger.group, resume="allow", config=settings
         )
+
+    try:
+        return start(logger.mode)
+    except wandb.errors.CommError as error:
+        print(f"warning: wandb cannot be reached ({error}): `wandb sync` sends what is kept in {folder / 'wandb'}", file=sys.stderr, flush=True)
+        return start("offline")
     except wandb.Error as error:
         raise ConfigError(
             f"logger=wandb logger.mode={cfg.logger.mode}: wandb does not start: {error} "

@@ -4,10 +4,13 @@ import importlib.util
 
 import pytest
 
+from rwkv import train
+from rwkv.config import cli
 from rwkv.config.compose import load
 from rwkv.errors import ConfigError
 from rwkv.training.metrics import start_wandb
-from tests.conftest import command, tiny, write_text
+from tests.conftest import command, the_run, tiny, write_text
+from tests.training.test_resume import losses
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="the package wandb is not installed")
 
@@ -27,3 +30,25 @@ def test_wandb_without_a_login(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"logger=wandb logger\.mode=online: .*API key.* logger\.mode=offline needs neither"):
         start_wandb(load(["logger=wandb"]), tmp_path, "abc")
+
+
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+def test_a_run_without_wandb_completes(fails, tmp_path, monkeypatch, capsys):
+    """Not reached at the start, or lost on the way: the records are kept here."""
+    import wandb
+
+    def lost(*_, mode="online", **__):
+        if mode == "online":
+            raise wandb.errors.CommError("connection refused")
+        return start(*_, mode=mode, **__)
+
+    start = wandb.init
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(*((wandb, "init", lost) if fails == "init" else (wandb.Run, fails, lost)))
+    args = tiny("data=text", f"data.path={write_text(tmp_path / 'text.txt')}", f"out={tmp_path / 'out'}", "logger=wandb", "sample.tokens=0")
+    assert cli.guarded(train.main, [*args, f"logger.mode={'online' if fails == 'init' else 'offline'}"]) == 0
+    assert capsys.readouterr().err.count("warning: wandb") == 1
+    assert [step for step, _ in losses(the_run(tmp_path / "out"))] == list(range(1, 21))
+    assert bool(list(tmp_path.glob("out/*/wandb/offline-run-*")))
+    monkeypatch.undo()
+    wandb.finish()
