@@ -25,7 +25,8 @@ class Stop:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            on_its_way_out = self.received and number != signal.SIGINT  # another would end it before all is closed, and change its exit code
+            signal.signal(number, signal.SIG_IGN if on_its_way_out else handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:

@@ -13,6 +13,7 @@ from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import load
 from rwkv.training.session import Session
+from rwkv.training.signals import Stop
 from tests.conftest import tiny, write_text
 from tests.training import forked
 from tests.training.test_resume import start, wait_for_step
@@ -69,13 +70,14 @@ def signals_leave_a_sound_checkpoint(folder: Path, signals: list[signal.Signals]
     for number in signals:
         process.send_signal(number)
         time.sleep(pick.random() * 0.05)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signals[-1]
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signals[-1], (process.returncode, out[-1000:], err[-1000:])
     points = store.points(run.checkpoints)
-    assert points and all(not list(store.problems(p)) for p in points)
-    assert not list(run.checkpoints.glob(".*"))
+    assert points and [problem for point in points for problem in store.problems(point)] == []
+    assert list(run.checkpoints.glob(".*")) == []
     again = start(args, folder)
-    assert any(line.startswith("resumed from step-") for line in again.stdout)
+    told = []
+    assert any(told.append(line) or line.startswith("resumed from step-") for line in again.stdout), told
     again.kill()
     again.communicate()
 
@@ -88,6 +90,18 @@ def test_a_killed_rank_ends_the_others(lost, tmp_path):
 @pytest.mark.parametrize("signals", [[signal.SIGTERM] * 2, [signal.SIGINT]], ids=["SIGTERM twice", "SIGINT"])
 def test_signals_twice_and_during_a_save(signals, tmp_path):
     signals_leave_a_sound_checkpoint(tmp_path, signals, random.Random(len(signals)))
+
+
+def signalled_on_its_way_out() -> int:
+    with Stop(told="") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        os.kill(os.getpid(), number)
+    return stop.exit_code
+
+
+def test_a_signal_when_all_is_saved_does_not_end_it_early(tmp_path):
+    assert forked.codes([forked.start(signalled_on_its_way_out, log=tmp_path / "log")]) == [128 + signal.SIGTERM]
 
 
 def test_twenty_starts_at_once(tmp_path):
