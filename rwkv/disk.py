@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,3 +57,27 @@ def holder(path: Path) -> str | None:
             return None if _try(file, fcntl.LOCK_SH) else file.read().strip() or "another process"
     except FileNotFoundError:
         return None
+
+
+class Lines:
+    """A file that grows line by line. What a full disk does not take is held, and written with a later line; that is said once."""
+
+    def __init__(self, path: Path):
+        self.path, self._held, self._told = path, b"", False
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, line: str) -> None:
+        self._held += line.encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(self._held) < len(self._held):
+                self._file.truncate(size)  # no torn line
+                raise OSError("No space left on device")
+            self._held = b""
+        except OSError as error:
+            if not self._told:
+                print(f"warning: {self.path} cannot be written ({error.strerror or error}): its lines are held until it can", file=sys.stderr, flush=True)
+            self._told = True
+
+    def close(self) -> None:
+        self._file.close()

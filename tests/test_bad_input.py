@@ -1,5 +1,6 @@
 """What a user may get wrong: one clear message, exit code 2, no traceback, nothing trained."""
 
+import errno
 import os
 import re
 
@@ -232,6 +233,13 @@ def test_init_and_export_refuse_to_overwrite(files, capsys):
     assert "exists already" in refused(capsys, export.main, ["x.pth", str(files / "short.txt")])
     assert "usage" in refused(capsys, init.main, ["model=tiny"])
     assert "required: out" in refused(capsys, export.main, ["x.pth"])
+
+
+def test_a_full_disk_is_no_traceback(capsys):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "outputs/report.html")
+
+    assert "No space left on device (outputs/report.html): make room" in refused(capsys, full, [])
 
 
 def test_as_a_user_sees_it(tmp_path):

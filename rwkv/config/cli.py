@@ -3,6 +3,7 @@
 A user's mistake ends with one message on stderr and exit code 2, never a traceback.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -24,6 +25,12 @@ def guarded(main: Callable[[list[str]], int], argv: list[str] | None = None) -> 
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror}{where}: make room, then the same command goes on from what is kept", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -3,11 +3,11 @@
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from rwkv.disk import Lines
 from rwkv.words import duration
 
 
@@ -18,7 +18,7 @@ class Display:
 
     def __init__(self, log: Path | None, budget: int, visible: bool = True):
         self.visible, self.budget = visible, budget
-        self.log: TextIO | None = log.open("a", buffering=1) if log and visible else None
+        self.log = Lines(log) if log and visible else None
         self.console = Console(highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal and visible
         self._spoke = 0.0
@@ -48,7 +48,7 @@ class Display:
             return
         self.console.print(text, markup=False)
         if self.log:
-            self.log.write(text + "\n")
+            self.log.write(text)
 
     def progress(self, step: int, tokens: int, loss: float | None, rate: float, inside: str = "") -> None:
         """step, tokens: done so far; rate: tokens a second; inside: where in a long document."""

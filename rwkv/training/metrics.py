@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv.config.schema import TrainConfig
+from rwkv.disk import Lines
 from rwkv.errors import ConfigError
 
 LAST = 20  # steps whose mean loss is the final training loss
@@ -24,12 +25,12 @@ class MetricsLog:
             temp = path.with_suffix(".tmp")
             temp.write_text("".join(line + "\n" for line in kept))
             temp.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._file = Lines(path)
         self.wandb = wandb
 
     def write(self, record: dict[str, float | int]) -> None:
         rounded = {k: float(f"{v:.8g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(rounded) + "\n")
+        self._file.write(json.dumps(rounded))
         self._to_wandb(lambda run: run.log(rounded, step=rounded["step"]))
 
     def close(self) -> None:
@@ -43,7 +44,7 @@ class MetricsLog:
                 act(self.wandb)
         except Exception as error:
             self.wandb = None
-            print(f"warning: wandb has failed ({error}): from here on records are in {self._file.name} alone", file=sys.stderr, flush=True)
+            print(f"warning: wandb has failed ({error}): from here on records are in {self._file.path} alone", file=sys.stderr, flush=True)
 
 
 def _record(line: str) -> dict | None:
@@ -90,6 +91,7 @@ def start_wandb(cfg: TrainConfig, folder: Path, run_id: str) -> Any:
         return start(logger.mode)
     except wandb.errors.CommError as error:
         print(f"warning: wandb cannot be reached ({error}): `wandb sync` sends what is kept in {folder / 'wandb'}", file=sys.stderr, flush=True)
+        wandb.teardown()  # its service has the run's id in use
         return start("offline")
     except wandb.Error as error:
         raise ConfigError(
