@@ -295,7 +295,10 @@ def test_what_is_prepared_is_not_read_again(tmp_path, tiny_tasks, units_are):
 def _start(folder: Path, text: Path, *more: str, script: str = SCRIPT) -> subprocess.Popen:
     arguments = ["data=text", f"data.path={text}", f"out={folder}", "data.processes=2", *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    return subprocess.Popen([sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored, as nohup does
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
 
 
 def test_killed_at_random_moments_it_goes_on_and_ends_the_same(tmp_path):
