@@ -71,7 +71,7 @@ def a_full_disk(folder, step):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("no file system may be mounted here")
     try:
-        args = tiny("data=text", f"data.path={write_text(folder / 'text.txt')}", f"data.cache={folder / 'data'}", "model.n_layer=1", "trainer.tokens=5120", "checkpoint.every=4")
+        args = tiny("data=text", f"data.path={write_text(folder / 'text.txt')}", f"data.cache={folder / 'data'}", "model.n_layer=1", "trainer.tokens=5120", "checkpoint.every=4", "checkpoint.background=false")
         log, filler = folder / "log", small / "filler"
         assert forked.codes([forked.start(fills_the_disk, [*args, f"out={small / 'out'}"], step, filler, log=log)]) == [2]
         told = log.read_text()
