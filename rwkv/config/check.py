@@ -7,8 +7,6 @@ from rwkv.config.schema import Data, Record, TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.errors import ConfigError
 
-BUILT_STRATEGIES = ("auto", "ddp", "fsdp", "ds1", "ds2", "ds2_offload", "ds3", "ds3_offload", "ds3_nvme")
-
 
 def check(cfg: TrainConfig, reads_data: bool = True) -> None:
     """Raises ConfigError that lists every contradiction, each with what to change."""
@@ -26,10 +24,6 @@ def _rules(cfg: TrainConfig):
     yield bool(blank) and m.path is None, f"{', '.join(blank)} not set: with model=from_file a file is needed: model.path=FILE_OR_RUN"
     uneven = cfg.arch.version != "v4" and m.n_embd and m.head_size and m.n_embd % m.head_size != 0
     yield uneven, f"model.n_embd={m.n_embd} is not a multiple of model.head_size={m.head_size}"
-    yield (
-        cfg.strategy.kind not in BUILT_STRATEGIES,
-        f"strategy={cfg.strategy.kind} is not built yet; today: {', '.join(BUILT_STRATEGIES)} (it composes: --cfg job)",
-    )
     deepspeed = cfg.strategy.kind.startswith("ds")
     yield bool(cfg.strategy.deepspeed) and not deepspeed, f"strategy.deepspeed is for strategy=ds1 to ds3 alone: leave it out of strategy={cfg.strategy.kind}"
     yield (
