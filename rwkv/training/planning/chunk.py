@@ -4,6 +4,7 @@ Blocks are alike, so two and three of them tell of any number; v7's first hands 
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,43 +45,45 @@ OF_OTHERS = 4096
 def chunk_bytes(size: Size, rows: int, tokens: int, weights: str, device: str, kernel: str = "auto", selective: bool = False, residual: str | None = None) -> Chunk:
     """device: "cpu" or "cuda"; selective: as `bptt.recompute=selective`. Raises KernelError if `kernel` cannot run there."""
     dtype, wide, most = DTYPES[weights], DTYPES.get(residual), MOST_TOKENS.get(size.version, OF_OTHERS)
+
+    def model(layers: int) -> RWKV:
+        return RWKV(replace(size, n_layer=layers, vocab_size=16), kernel, wide).to(dtype)
+
     with dry.on(device):
         logits = _head(size, rows * tokens, dtype)
-        found = _count(size, rows, min(tokens, most), dtype, kernel, selective, wide)
+        found = _count(model, size.n_layer, rows, min(tokens, most), selective)
         if tokens > most:
-            half = _count(size, rows, most // 2, dtype, kernel, selective, wide)
+            half = _count(model, size.n_layer, rows, most // 2, selective)
             found = [b + (b - a) * (tokens - most) // (most - most // 2) for a, b in zip(half, found, strict=True)]
     kept, block, forward, backward = found
     entering = (size.n_layer + 1) * (wide or dtype).itemsize + (dtype.itemsize if size.version == "v7" else 0)
     return Chunk(kept, block, rows * tokens * size.n_embd * entering, forward, backward, logits)
 
 
-def _count(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, selective: bool, wide: torch.dtype | None) -> list[int]:
-    """kept, by_block, forward and backward of `Chunk`."""
-    few = [replace(size, n_layer=n, vocab_size=16) for n in (2, 3)]
-    (kept, _), (more, peak) = (_blocks(x, rows, tokens, dtype, kernel, selective, wide) for x in few)
+def _count(model: Callable[[int], RWKV], layers: int, rows: int, tokens: int, selective: bool) -> list[int]:
+    """kept, by_block, forward and backward of `Chunk`, of so many layers. model: makes one of few."""
+    (kept, _), (more, peak) = (_blocks(model(n), rows, tokens, selective) for n in (2, 3))
     block = more - kept
-    return [kept + (size.n_layer - 2) * block, block, _forward(few[0], rows, tokens, dtype, kernel, wide), peak - more]
+    return [kept + (layers - 2) * block, block, _forward(model(2), rows, tokens), peak - more]
 
 
 @torch.no_grad()
-def _forward(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, wide: torch.dtype | None) -> int:
+def _forward(rwkv: RWKV, rows: int, tokens: int) -> int:
     """The most bytes in a forward without a graph."""
-    rwkv, ids, state, reset = _inputs(size, rows, tokens, dtype, kernel, wide)
+    ids, state, reset = _inputs(rwkv, rows, tokens)
     with Live() as live:
         rwkv(ids, state, reset)
         return live.peak
 
 
-def _inputs(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, wide: torch.dtype | None) -> tuple[RWKV, Tensor, State, Tensor]:
-    rwkv = RWKV(size, kernel, wide).to(dtype)
+def _inputs(rwkv: RWKV, rows: int, tokens: int) -> tuple[Tensor, State, Tensor]:
     ids, reset = torch.empty(rows, tokens, dtype=torch.long), torch.empty(rows, tokens, dtype=torch.bool)
-    return rwkv, ids, State.zeros(size, rows, dtype, "meta"), reset
+    return ids, State.zeros(rwkv.size, rows, rwkv.emb.weight.dtype, "meta"), reset
 
 
-def _blocks(size: Size, rows: int, tokens: int, dtype: torch.dtype, kernel: str, selective: bool, wide: torch.dtype | None) -> tuple[int, int]:
+def _blocks(rwkv: RWKV, rows: int, tokens: int, selective: bool) -> tuple[int, int]:
     """(bytes alive after a forward with a graph, the most in its backward), what was there before not counted."""
-    rwkv, ids, state, reset = _inputs(size, rows, tokens, dtype, kernel, wide)
+    ids, state, reset = _inputs(rwkv, rows, tokens)
     for param in rwkv.parameters():
         param.register_post_accumulate_grad_hook(_drop)  # there is a sum already that it is added to
     if selective:
