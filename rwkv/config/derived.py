@@ -4,8 +4,9 @@ import dataclasses
 
 from rwkv.config.schema import TrainConfig
 from rwkv.errors import ConfigError
-from rwkv.model.rwkv import GENERATIONS
+from rwkv.model.rwkv import GENERATIONS, RWKV
 from rwkv.model.size import LoraRank, Size
+from rwkv.model.state import DTYPES
 
 
 def size_of(cfg: TrainConfig, tokenizer_vocab: int, found: Size | None = None) -> Size:
@@ -31,6 +32,11 @@ def size_of(cfg: TrainConfig, tokenizer_vocab: int, found: Size | None = None) -
     if m.lora_rank and isinstance(rank, LoraRank):
         rank = LoraRank(**dataclasses.asdict(m.lora_rank))
     return Size(m.n_layer, m.n_embd, m.vocab_size or tokenizer_vocab, rank, m.head_size, version)
+
+
+def model_of(cfg: TrainConfig, size: Size) -> RWKV:
+    """A model of that size, its parameters uninitialised."""
+    return RWKV(size, cfg.model.kernel, DTYPES.get(cfg.precision.residual))
 
 
 def peak_lr(cfg: TrainConfig, size: Size) -> float:

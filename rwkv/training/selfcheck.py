@@ -7,11 +7,11 @@ import torch
 from rwkv.bptt.certificate import BOUNDS, Certificate, certify
 from rwkv.bptt.chunks import runner
 from rwkv.bptt.engine import Settings
+from rwkv.config.derived import model_of
 from rwkv.config.schema import TrainConfig
 from rwkv.model.loss import LossModel
-from rwkv.model.rwkv import RWKV
 from rwkv.model.size import Size
-from rwkv.model.state import DTYPES, State
+from rwkv.model.state import State
 from rwkv.training.optimizer import Optimizer
 
 ROWS = 2  # documents side by side
@@ -21,7 +21,7 @@ NOISE = 0.05  # at the official initialisation most gradients are zero: every we
 def certificates(cfg: TrainConfig, size: Size, settings: Settings, lengths: list[int], device: torch.device, dtype) -> Iterator[Certificate]:
     """One certificate for each length, in tokens, of a freshly made model."""
     with torch.device("meta"):
-        rwkv = RWKV(size, cfg.model.kernel, DTYPES.get(cfg.precision.residual))
+        rwkv = model_of(cfg, size)
     rwkv = rwkv.to_empty(device="cpu").init_weights(cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
     with torch.no_grad():

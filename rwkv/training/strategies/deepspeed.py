@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rwkv.bptt.chunks import Eager
+from rwkv.config.derived import model_of
 from rwkv.config.schema import TrainConfig
 from rwkv.data.batch import Chunk
 from rwkv.errors import ConfigError
@@ -52,11 +53,11 @@ class DeepSpeed(Strategy):
         settings = ds_config(cfg, swap.folder(cfg.strategy, sum(s.numel() for s in self.shapes.values()), ranks) if on_disk else None)
         if self.stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=settings):
-                rwkv = RWKV(size, cfg.model.kernel, DTYPES.get(cfg.precision.residual))
+                rwkv = model_of(cfg, size)
             deepspeed.utils.set_z3_leaf_modules(rwkv, [Block])  # whose formulas use the weights of its parts: gathered all at once
         else:
             with torch.device("meta"):
-                rwkv = RWKV(size, cfg.model.kernel, DTYPES.get(cfg.precision.residual)).to(DTYPES[cfg.precision.weights])
+                rwkv = model_of(cfg, size).to(DTYPES[cfg.precision.weights])
             rwkv = rwkv.to_empty(device=ranks.device)
         if cfg.bptt.recompute is True:
             for block in rwkv.blocks:

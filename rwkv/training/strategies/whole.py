@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rwkv.bptt.chunks import Eager, runner
+from rwkv.config.derived import model_of
 from rwkv.config.schema import TrainConfig
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV
@@ -20,7 +21,7 @@ class Whole(Strategy):
     def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
         self.ranks = ranks
         with torch.device("meta"):
-            rwkv = RWKV(size, cfg.model.kernel, DTYPES.get(cfg.precision.residual)).to(DTYPES[cfg.precision.weights])
+            rwkv = model_of(cfg, size).to(DTYPES[cfg.precision.weights])
         groups = rwkv.optimizer_groups()
         self.model = LossModel(self._place(rwkv).to_empty(device=ranks.device), cfg.optim.l2wrap)
         self.optimizer = Optimizer(
