@@ -39,11 +39,11 @@ def test_swapping_needs_an_operator_and_says_which_package(monkeypatch):
 def test_swapping_needs_room_on_a_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(swap, "load_operator", lambda: None)
     at = lambda path: load(["strategy=ds3_nvme", f"strategy.swap={path}"]).strategy
-    found = swap.folder(at(tmp_path / "new"), 10**6, None)
-    assert found.parent == tmp_path / "new" and found != swap.folder(at(tmp_path / "new"), 10**6, None)
+    found = swap.folder(at(tmp_path / "new"), 10**6)
+    assert found.parent == tmp_path / "new" and found != swap.folder(at(tmp_path / "new"), 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     with pytest.raises(ConfigError, match=r"needs 1\.6 TB there on each node, and 1 GB are free"):
-        swap.folder(at(tmp_path), 10**11, None)
+        swap.folder(at(tmp_path), 10**11)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"strategy\.swap=.*file: .*; set strategy\.swap"):
-        swap.folder(at(tmp_path / "file"), 10**6, None)
+        swap.folder(at(tmp_path / "file"), 10**6)

@@ -23,7 +23,7 @@ from rwkv.data.batch import Chunk
 from rwkv.errors import ConfigError
 from rwkv.kernels import again
 from rwkv.model.loss import LossModel
-from rwkv.model.rwkv import RWKV, Block
+from rwkv.model.rwkv import RWKV, Block, count_parameters
 from rwkv.model.size import Size
 from rwkv.model.state import DTYPES, State
 from rwkv.training.optimizer import adam_groups
@@ -50,7 +50,7 @@ class DeepSpeed(Strategy):
             blank = RWKV(size)
         self.shapes = {n: p.shape for n, p in blank.named_parameters()}
         on_disk = cfg.strategy.kind == "ds3_nvme"
-        settings = ds_config(cfg, swap.folder(cfg.strategy, sum(s.numel() for s in self.shapes.values()), ranks) if on_disk else None)
+        settings = ds_config(cfg, swap.folder(cfg.strategy, count_parameters(blank)) if on_disk else None)
         if self.stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=settings):
                 rwkv = model_of(cfg, size)

@@ -9,13 +9,12 @@ from pathlib import Path
 from rwkv.config.schema import Strategy
 from rwkv.errors import ConfigError
 from rwkv.memory import human
-from rwkv.training.ranks import Ranks
 
 PIECE = 5 * 10**7  # elements of a share that come and go together
 BYTES = 16  # of a parameter: master weight, two moments, gradient
 
 
-def folder(strategy: Strategy, n: int, ranks: Ranks) -> Path:
+def folder(strategy: Strategy, n: int) -> Path:
     """A new folder of this rank for its share of n parameters, gone when the process ends.
 
     Raises:
