@@ -1,5 +1,6 @@
 """What is asked of a disk in several places: that something is really on it, that it is what it was, that nobody else has it."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+FULL = errno.ENOSPC, errno.EDQUOT  # of an OSError: no room on the disk, or none left of what this user may have
 LOOK = 0.05  # seconds after which who only looks whether a lock is held (`holder`) has let go of it again
 
 
@@ -72,11 +74,11 @@ class Lines:
         try:
             if self._file.write(self._held) < len(self._held):
                 self._file.truncate(size)  # no torn line
-                raise OSError("No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._held = b""
         except OSError as error:
             if not self._told:
-                print(f"warning: {self.path} cannot be written ({error.strerror or error}): its lines are held until it can", file=sys.stderr, flush=True)
+                print(f"warning: {self.path} cannot be written ({error.strerror}): its lines are held until it can", file=sys.stderr, flush=True)
             self._told = True
 
     def close(self) -> None:

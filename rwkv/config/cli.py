@@ -3,11 +3,11 @@
 A user's mistake ends with one message on stderr and exit code 2, never a traceback.
 """
 
-import errno
 import os
 import sys
 from collections.abc import Callable
 
+from rwkv import disk
 from rwkv.errors import UserError
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--shell-completion", "-sc")
@@ -26,7 +26,7 @@ def guarded(main: Callable[[list[str]], int], argv: list[str] | None = None) -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in disk.FULL:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}: make room, then the same command goes on from what is kept", file=sys.stderr)

@@ -1,7 +1,6 @@
 """A source becomes a store of tokens, once: whoever asks for it next opens it at once, also another process or another run."""
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -69,15 +68,7 @@ def store_of(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, out: Path
     cache = Path(data.cache) if data.cache else Path(out) / "data"
     in_place = data.kind in inplace.KINDS
     files = inplace.files(data) if in_place else []
-    kept = {k: v for k, v in dataclasses.asdict(data).items() if k not in NOT_KEYED}
-    if data.path and "://" not in data.path:
-        kept["path"] = os.path.abspath(data.path)
-
-    def hashed(identities: list[str]) -> str:
-        text = json.dumps([store.FORMAT, identities, kept, None if in_place else tokenizer.fingerprint], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    last = cache / f".{_label(data)}-{hashed([])}.last"  # the name of the store, for where the hub cannot be reached
+    last = cache / f".{_label(data)}-{_key(data, tokenizer, [])}.last"  # the name of the store, for where the hub cannot be reached
     try:
         found = [] if in_place else units(data, validation)
     except Unreachable:
@@ -87,7 +78,7 @@ def store_of(data: Data, spec: schema.Tokenizer, tokenizer: Tokenizer, out: Path
         return final
 
     def key() -> str:
-        return hashed([f"{f.stat().st_size} {f.stat().st_mtime_ns}" for f in files] + [unit.identity for unit in found])
+        return _key(data, tokenizer, [f"{f.stat().st_size} {f.stat().st_mtime_ns}" for f in files] + [unit.identity for unit in found])
 
     name = key()
     final = cache / f"{_label(data)}-{name}"
@@ -125,6 +116,15 @@ def _validation(data: Data) -> Data:
     return data
 
 
+def _key(data: Data, tokenizer: Tokenizer, identities: list[str]) -> str:
+    """What tells a store from others of the same label: settings, tokenizer, and what each unit or file is."""
+    kept = {k: v for k, v in dataclasses.asdict(data).items() if k not in NOT_KEYED}
+    if data.path and "://" not in data.path:
+        kept["path"] = os.path.abspath(data.path)
+    text = json.dumps([store.FORMAT, identities, kept, None if data.kind in inplace.KINDS else tokenizer.fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def _label(data: Data) -> str:
     """Of a store's name: what a person knows the data by."""
     text = Path(data.path).stem if data.path else data.name or data.kind
@@ -146,7 +146,7 @@ def _reporting(data: Data, final: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in disk.FULL:
             raise full(final.parent) from error
         raise DataError(f"{error.filename or final.parent}: {error.strerror or error}; data.cache=FOLDER names another place for prepared data") from error
     except KeyboardInterrupt:
