@@ -93,8 +93,10 @@ def shares(kind: str, params: Parameters, work: Work, world: int, cuda: bool) ->
         gradients = share * m + (n * m if stage == 1 else 0)
     held = _held(weights, share * m, gradients, 2 * share * m, buffers)
     moved = {k: held[k] for k in ["masters", "gradients", "optimizer"] + ["weights"] * (stage == 3)} if where else {}
-    on_host = moved if where != "nvme" else {"weights": weights, "gradients": gradients, "buffers": SWAPPED * min(share, swap.PIECE + params.largest // world) * m}
-    return {k: v for k, v in held.items() if k not in moved}, on_host
+    held = {k: v for k, v in held.items() if k not in moved}
+    if where == "nvme":  # masters and moments are on the disk, but for the pieces at work
+        moved = {"weights": weights, "gradients": gradients, "buffers": SWAPPED * min(share, swap.PIECE + params.largest // world) * m}
+    return held, moved
 
 
 def at_work(work: Work, chunk: Chunk, group: int, world: int) -> Bytes:

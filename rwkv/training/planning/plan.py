@@ -84,7 +84,7 @@ def make(cfg: TrainConfig, size: Size, asked: Asked, machine: Machine) -> Plan:
         [] if chosen.fits else remedies(cfg, work, machine),
         _largest(cfg, work, machine, "rows", chosen.world), _largest(cfg, work, machine, "ctx", 16),
         flops(work), rate(cfg, work, asked, machine, chosen.world), traffic(chosen.kind, work, chosen.world), checkpoint,
-        swap.BYTES * p.total // machine.nodes if chosen.kind == "ds3_nvme" else 0,
+        swap.needed(p.total, machine.nodes) if chosen.kind == "ds3_nvme" else 0,
         str(RunFolder.of(cfg).path),
     )  # fmt: skip
 

@@ -14,6 +14,11 @@ PIECE = 5 * 10**7  # elements of a share that come and go together
 BYTES = 16  # of a parameter: master weight, two moments, gradient
 
 
+def needed(n: int, nodes: int) -> int:
+    """Bytes on the disk of each node, for n parameters."""
+    return BYTES * n // nodes
+
+
 def folder(strategy: Strategy, n: int) -> Path:
     """A new folder of this rank for its share of n parameters, gone when the process ends.
 
@@ -29,9 +34,9 @@ def folder(strategy: Strategy, n: int) -> Path:
         os.close(os.open(found / "direct", os.O_CREAT | os.O_RDWR | os.O_DIRECT))
     except OSError as error:
         raise ConfigError(f"strategy.swap={parent}: {error.strerror}: it must be a folder of a disk, not of memory; set strategy.swap=FOLDER") from error
-    needed, free = BYTES * n // strategy.nodes, shutil.disk_usage(found).free
-    if needed > free:
-        raise ConfigError(f"strategy.swap={parent}: this run needs {human(needed)} there on each node, and {human(free)} are free; set strategy.swap=FOLDER")
+    wanted, free = needed(n, strategy.nodes), shutil.disk_usage(found).free
+    if wanted > free:
+        raise ConfigError(f"strategy.swap={parent}: this run needs {human(wanted)} there on each node, and {human(free)} are free; set strategy.swap=FOLDER")
     return found
 
 
