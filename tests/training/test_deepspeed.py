@@ -8,7 +8,7 @@ import pytest
 from rwkv.config.compose import load
 from rwkv.errors import ConfigError
 from rwkv.training.strategies import swap
-from rwkv.training.strategies.deepspeed import ds_config
+from rwkv.training.strategies.ds_config import ds_config
 
 
 def test_further_settings_are_joined():

@@ -75,7 +75,7 @@ def shares(kind: str, params: Parameters, work: Work, world: int, cuda: bool) ->
     """What a rank holds of the model and of Adam, and the buffers it talks through: (on the device, of that on the host instead).
 
     Sources: `strategies/whole.py`; FSDP2's gathering of a unit, the next one prefetched, and its reduce-scatter in the masters' dtype;
-    DeepSpeed's runtime/zero/stage_1_and_2.py and stage3.py with the settings of `strategies/deepspeed.py`.
+    DeepSpeed's runtime/zero/stage_1_and_2.py and stage3.py with the settings of `strategies/ds_config.py`.
     """
     n, e, m = params.total, work.element, work.master
     share = -(-n // world)

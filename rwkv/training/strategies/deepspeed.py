@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +29,8 @@ from rwkv.training.optimizer import adam_groups
 from rwkv.training.ranks import Ranks
 from rwkv.training.strategies import swap
 from rwkv.training.strategies.base import MASTER, Strategy
+from rwkv.training.strategies.ds_config import ds_config
 
-ELSEWHERE = {  # DeepSpeed's names of what has a setting here
-    "gradient_accumulation_steps": "layout.accumulate", "train_batch_size": "layout.rows", "optimizer": "optim", "scheduler": "schedule",
-    "fp16": "precision", "amp": "precision", "gradient_clipping": "optim.clip", "train_micro_batch_size_per_gpu": "layout.rows", "stage": "strategy",
-}  # fmt: skip
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -196,43 +192,6 @@ class _Runner(Eager):
     def backward(self, chunk: Chunk, state: State, d_end: list[Tensor] | None, wanted: bool) -> tuple[Tensor, State, list[Tensor] | None]:
         loss, end, d_start = super().backward(chunk, state, d_end, wanted)
         return loss, end, d_start and [x / self.world for x in d_start]
-
-
-def ds_config(cfg: TrainConfig, swap_folder: Path | None = None) -> dict:
-    """DeepSpeed's own settings, `strategy.deepspeed` among them. Raises ConfigError where it would contradict other settings."""
-    stage, where = int(cfg.strategy.kind[2]), cfg.strategy.kind[4:]
-    zero: dict = {"stage": stage}
-    if where:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cfg.strategy.accelerator != "cpu" and torch.cuda.is_available()}
-    if where and stage == 3:
-        zero["offload_param"] = dict(zero["offload_optimizer"])
-    if where == "nvme":
-        zero["offload_optimizer"] |= {"device": "nvme", "nvme_path": str(swap_folder)}
-        zero["sub_group_size"] = swap.PIECE
-    ours = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_clipping": cfg.optim.clip,
-        # off in stage 1, else an optimizer of its own would be taken there; this one goes by the weights' dtype
-        "bf16": {"enabled": cfg.precision.weights == "bf16" and stage > 1},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**62,
-    }
-    return _joined(ours, cfg.strategy.deepspeed, "strategy.deepspeed")
-
-
-def _joined(ours: dict, theirs: dict, name: str) -> dict:
-    for key, value in theirs.items():
-        if isinstance(value, dict) and isinstance(ours.get(key), dict):
-            value = _joined(ours[key], value, f"{name}.{key}")
-        elif key in (*ours, *ELSEWHERE):
-            remedy = f"set {ELSEWHERE[key]}" if key in ELSEWHERE else "leave it out"
-            raise ConfigError(f"{name}.{key}={value}: other settings say that already; {remedy}")
-        ours = ours | {key: value}
-    return ours
 
 
 def _import(ranks: Ranks):
