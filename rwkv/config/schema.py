@@ -43,7 +43,7 @@ Bool = Annotated[bool, Field(strict=True)]
 MOST = 2**53  # up to which every count is a float too, exactly
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1, le=MOST, strict=True)]
 Count0 = Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=MOST, strict=True)]
-Size = Annotated[int, BeforeValidator(parse_count), Field(ge=1, le=2**24, strict=True)]  # of what there is one of each at once
+Extent = Annotated[int, BeforeValidator(parse_count), Field(ge=1, le=2**24, strict=True)]  # of what is there all at once, as a dimension of a tensor
 Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 Keys = Annotated[tuple[Text, ...], BeforeValidator(_as_list), Field(min_length=1)]  # one key, or several in a list
 Format = Literal["auto", "text", "lines", "jsonl", "csv", "parquet", "arrow"]
@@ -59,20 +59,20 @@ class Arch:
 
 @dataclass(config=_STRICT, frozen=True)
 class LoraRanks:
-    w: Size
-    a: Size
-    v: Size
-    g: Size
+    w: Extent
+    a: Extent
+    v: Extent
+    g: Extent
 
 
 @dataclass(config=_STRICT, frozen=True)
 class Model:
     path: Text | None  # a model file or run to go on from; null: from scratch
     partial: Bool  # of a file, take what fits: what it lacks is initialised, what it has too much is left out, both listed
-    n_layer: Size | None  # null, as the following: that of the file
-    n_embd: Size | None
-    head_size: Size | None
-    vocab_size: Size | None  # null: the file's, or the tokenizer's
+    n_layer: Extent | None  # null, as the following: that of the file
+    n_embd: Extent | None
+    head_size: Extent | None
+    vocab_size: Extent | None  # null: the file's, or the tokenizer's
     lora_rank: LoraRanks | None  # of v7; null: the official trainer's rule
     kernel: Text  # backend of the recurrence: auto, or a name that `python -m rwkv.train` lists when it is wrong
 
@@ -184,7 +184,7 @@ class Source:
 @dataclass(config=_STRICT, frozen=True)
 class Layout:
     kind: Literal["stream", "document", "fixed", "official"]
-    rows: Size  # rows of a batch, over all ranks: lanes of the stream, or documents or samples side by side
+    rows: Extent  # rows of a batch, over all ranks: lanes of the stream, or documents or samples side by side
     chunks: Count  # of ctx_len tokens: what a row reads in a batch; document: what a row of packed documents has at least
     accumulate: Count  # batches in one optimizer step
     reset: Bool  # whether the state is cleared at each document's start; official: never
@@ -195,7 +195,7 @@ class Layout:
 
 @dataclass(config=_STRICT, frozen=True)
 class CtxLen:
-    tokens: Size  # tokens of a chunk: what is on the accelerator at once
+    tokens: Extent  # tokens of a chunk: what is on the accelerator at once
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -211,8 +211,8 @@ class Bptt:
 class Strategy:
     kind: Literal["auto", "ddp", "fsdp", "ds1", "ds2", "ds2_offload", "ds3", "ds3_offload", "ds3_nvme"]
     accelerator: Literal["auto", "cpu", "cuda"]
-    devices: Size | Literal["auto"]
-    nodes: Size
+    devices: Extent | Literal["auto"]
+    nodes: Extent
     deepspeed: dict[str, Any]  # ds*: further settings of DeepSpeed's own
     swap: Text | None  # ds3_nvme: a folder on each node's own fast disk; null: the system's temporary folder
 
