@@ -17,7 +17,7 @@ from rwkv.errors import ConfigError
 from rwkv.sweep.ledger import Job, Sweep
 from rwkv.sweep.local import LocalBackend
 from tests.conftest import ROOT, command, tiny, write_text
-from tests.training.test_resume import assert_equal_runs
+from tests.training.runs import assert_equal_runs
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from rwkv import train
 from rwkv.config import cli
 from rwkv.sweep import queue
 from tests.conftest import ROOT, command, tiny, write_text
-from tests.training.test_resume import assert_equal_runs, losses
+from tests.training.runs import assert_equal_runs, losses
 
 SCRIPT = ROOT / "scripts/slurm_test_cluster.sh"
 FINISHED = "this run is finished"

@@ -8,7 +8,7 @@ import pytest
 from rwkv import train
 from rwkv.config import cli
 from tests.conftest import the_run, tiny, write_text
-from tests.training.test_resume import losses
+from tests.training.runs import losses
 
 
 def run(*args: str) -> int:

@@ -16,7 +16,7 @@ from rwkv.training.session import Session
 from rwkv.training.signals import Stop
 from tests.conftest import tiny, write_text
 from tests.training import forked
-from tests.training.test_resume import start, wait_for_step
+from tests.training.runs import start, wait_for_step
 
 
 def children(pid: int) -> list[int]:
@@ -70,14 +70,14 @@ def signals_leave_a_sound_checkpoint(folder: Path, signals: list[signal.Signals]
     for number in signals:
         process.send_signal(number)
         time.sleep(pick.random() * 0.05)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signals[-1], (process.returncode, out[-1000:], err[-1000:])
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signals[-1], (process.returncode, told[-1000:])
     points = store.points(run.checkpoints)
     assert points and [problem for point in points for problem in store.problems(point)] == []
     assert list(run.checkpoints.glob(".*")) == []
     again = start(args, folder)
-    told = []
-    assert any(told.append(line) or line.startswith("resumed from step-") for line in again.stdout), told
+    lines = []
+    assert any(lines.append(line) or line.startswith("resumed from step-") for line in again.stdout), lines
     again.kill()
     again.communicate()
 
@@ -107,7 +107,6 @@ def test_a_signal_when_all_is_saved_does_not_end_it_early(tmp_path):
 def test_twenty_starts_at_once(tmp_path):
     """Of one run, in the same second: one trains, the others are told so. Its folder bears no time that could be the same, or go back."""
     args = settings(tmp_path, "trainer.tokens=4k")
-    write_text(tmp_path / "text.txt")
     code = forked.codes([forked.start(forked.train, args, log=tmp_path / "log") for _ in range(20)])
     log = (tmp_path / "log").read_text()
     trained, told = log.count("ready after"), log.count("is being trained by process")

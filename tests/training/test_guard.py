@@ -14,7 +14,7 @@ from rwkv.training.step import Step
 from tests.conftest import the_run, tiny, write_text
 from tests.training import forked
 from tests.training.bad_on_a_rank import bad_on_a_rank
-from tests.training.test_resume import losses
+from tests.training.runs import losses
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from rwkv.config.compose import load
 from rwkv.errors import ConfigError
 from rwkv.training.metrics import start_wandb
 from tests.conftest import command, the_run, tiny, write_text
-from tests.training.test_resume import losses
+from tests.training.runs import losses
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="the package wandb is not installed")
 

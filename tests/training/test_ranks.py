@@ -9,8 +9,8 @@ from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import load
 from tests.conftest import command, the_run, tiny, write_text
 from tests.training import forked, gradients_of_a_step
+from tests.training.runs import losses
 from tests.training.stops_at import Stop, stops_at, what_was_read
-from tests.training.test_resume import losses
 
 
 def gradients(folder, strategies, *args, world=1, timeout=120):

@@ -1,60 +1,21 @@
 """A run that is stopped and taken up again equals the one that was not, bit for bit."""
 
 import json
-import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rwkv.checkpoint import shards, store
-from tests.conftest import ROOT, command, the_run, tiny, write_text
+from rwkv.checkpoint import store
+from tests.conftest import command, the_run, tiny, write_text
 from tests.training import forked
+from tests.training.runs import assert_equal_runs, losses, start, wait_for_step
 from tests.training.stops_at import Stop, stops_at, what_was_read
-
-
-def start(args, cwd):
-    return subprocess.Popen(
-        [sys.executable, "-m", "rwkv.train", *args],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
-
-
-def assert_equal_runs(a: Path, b: Path):
-    assert losses(a) == losses(b)
-    ends = [store.points(f / "checkpoints")[0] for f in (a, b)]
-    assert ends[0].name == ends[1].name
-    for kind in ("model", "optimizer", "carry"):
-        x, y = (shards.Tensors(e, kind) for e in ends)
-        assert x.keys() == y.keys()
-        assert all((x[k] == y[k]).all() for k in x), kind
-
-
-def wait_for_step(folder: Path, step: int, process) -> None:
-    while process.poll() is None:
-        if (folder / "metrics.jsonl").exists() and len(losses_so_far(folder)) >= step:
-            return
-        time.sleep(0.02)
-
-
-def losses_so_far(folder: Path) -> list[str]:
-    return (folder / "metrics.jsonl").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from rwkv.config import cli
 from rwkv.training.session import Session
 from tests.conftest import the_run, tiny, write_text
 from tests.training import forked
-from tests.training.test_resume import assert_equal_runs, losses
+from tests.training.runs import assert_equal_runs, losses
 
 
 def run(tmp_path, *args: str):

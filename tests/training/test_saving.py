@@ -20,7 +20,7 @@ from rwkv.training.ranks import Ranks
 from rwkv.training.saving import Saver
 from rwkv.training.session import Session
 from tests.conftest import ROOT, the_run, tiny, write_text
-from tests.training.test_resume import assert_equal_runs, losses
+from tests.training.runs import assert_equal_runs, losses
 
 
 class OneRank:
