@@ -95,7 +95,7 @@ TESTED = [
     ("twenty starts in one second", "one trains", "training/test_faults.py::test_twenty_starts_at_once"),
     ("data changed since the checkpoint", "refused, unless told otherwise", "training/test_resume.py::test_changed_data_is_refused"),
     ("malformed data", "counted and named by file and line, or refused", "data/test_malformed.py::test_malformed"),
-    ("no network, no login for wandb", "training goes on; records stay here", "training/test_metrics.py::test_wandb_offline"),
+    ("wandb not reached, or lost on the way", "training goes on; records stay here", "training/test_metrics.py::test_a_run_without_wandb_completes"),
     ("a kernel that cannot run", "what runs instead is named", "training/test_intro.py::test_a_compiler_that_fails_is_named"),
     ("runs of a sweep that fail; a sweep killed", "the rest goes on; what is finished is not done again", "sweep/test_local.py::test_interrupted_killed_and_gone_on_with"),
     ("documents in chunks of any length", "the gradient of one backward", "bptt/test_engine.py::test_equals_one_backward"),
