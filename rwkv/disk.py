@@ -35,7 +35,7 @@ def lock(file: TextIO, taken: Callable[[str], None]) -> None:
 
     taken: called, before this waits, with the holder where another process has it; it may raise instead.
     """
-    if not (_try(file) or time.sleep(LOOK) or _try(file)):
+    if not (try_lock(file) or time.sleep(LOOK) or try_lock(file)):
         file.seek(0)
         taken(file.read().strip() or "another process")
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -44,7 +44,8 @@ def lock(file: TextIO, taken: Callable[[str], None]) -> None:
     file.flush()
 
 
-def _try(file: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
+def try_lock(file: TextIO | int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Whether this process has the lock now, of an open file or folder."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:
@@ -56,7 +57,7 @@ def holder(path: Path) -> str | None:
     """Who has the lock of this file; None if nobody has, or there is no such file."""
     try:
         with path.open() as file:
-            return None if _try(file, fcntl.LOCK_SH) else file.read().strip() or "another process"
+            return None if try_lock(file, fcntl.LOCK_SH) else file.read().strip() or "another process"
     except FileNotFoundError:
         return None
 

@@ -23,7 +23,7 @@ from rwkv.model.state import DTYPES, State
 from rwkv.training import strategies
 from rwkv.training.guard import Guard
 from rwkv.training.planning.fit import check_fit
-from rwkv.training.planning.work import Work
+from rwkv.training.planning.work import Work, parameters
 from rwkv.training.ranks import Ranks
 from rwkv.training.saving import Saver
 from rwkv.training.schedule import learning_rate
@@ -52,6 +52,7 @@ class Session:
         self.size = size_of(cfg, self.tokenizer.vocab_size, official.size_of(self.given) if self.given else None)
         self.work = Work.of(cfg, self.size)
         self.planned = check_fit(cfg, self.work, ranks)
+        strategies.check(cfg, parameters(self.size).total, ranks)
         self.read = read(cfg, self.tokenizer, self.size.vocab_size)
         self.fingerprint = self.read.fingerprint
         self.data, self.cut_documents = layout.build(cfg.layout, self.read.sources, cfg.ctx_len.tokens, cfg.seed, cfg.bptt.mode == "off")

@@ -1,6 +1,10 @@
 """What DeepSpeed is told, and what its disks must be."""
 
+import os
 import shutil
+import signal
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +13,8 @@ from rwkv.config.compose import load
 from rwkv.errors import ConfigError
 from rwkv.training.strategies import swap
 from rwkv.training.strategies.ds_config import ds_config
+from tests.conftest import tiny
+from tests.training import forked
 
 
 def test_further_settings_are_joined():
@@ -36,14 +42,60 @@ def test_swapping_needs_an_operator_and_says_which_package(monkeypatch):
         swap.load_operator()
 
 
+def without_operator(args: list[str]) -> int:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    AsyncIOBuilder.is_compatible = lambda self: False
+    return forked.train(args)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [("ds3_nvme", "needs libaio"), ("ds2 strategy.deepspeed={steps_per_print:1}", "strategy.deepspeed.steps_per_print=1: other settings")],
+)
+def test_what_a_strategy_lacks_is_said_before_data_is_read(strategy, message, tmp_path):
+    pytest.importorskip("deepspeed")
+    args = tiny("data=text", f"data.path={tmp_path / 'missing'}", f"out={tmp_path / 'out'}", *f"strategy={strategy}".split())
+    assert forked.codes([forked.start(without_operator, args, log=tmp_path / "log")]) == [2]
+    log = (tmp_path / "log").read_text()
+    assert message in log and "missing" not in log
+
+
+def settings_with(swap_folder):
+    return load(["strategy=ds3_nvme", f"strategy.swap={swap_folder}"]).strategy
+
+
 def test_swapping_needs_room_on_a_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(swap, "load_operator", lambda: None)
-    at = lambda path: load(["strategy=ds3_nvme", f"strategy.swap={path}"]).strategy
-    found = swap.folder(at(tmp_path / "new"), 10**6)
-    assert found.parent == tmp_path / "new" and found != swap.folder(at(tmp_path / "new"), 10**6)
+    swap.check(settings_with(tmp_path / "new"), 10**6)
+    assert list((tmp_path / "new").iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     with pytest.raises(ConfigError, match=r"needs 1\.6 TB there on each node, and 1 GB are free"):
-        swap.folder(at(tmp_path), 10**11)
+        swap.check(settings_with(tmp_path), 10**11)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"strategy\.swap=.*file: .*; set strategy\.swap"):
-        swap.folder(at(tmp_path / "file"), 10**6)
+        swap.check(settings_with(tmp_path / "file"), 10**6)
+
+
+def holds_swap_folders(parent: Path, ready: Path) -> None:
+    for _ in range(2):
+        (swap.folder(settings_with(parent)) / "moments").write_text("much")
+    ready.write_text("")
+    time.sleep(60)
+
+
+def test_what_a_killed_run_left_on_the_disk_is_removed(tmp_path):
+    """By the next one, which leaves alone what a living process has, and what is none of this program's."""
+    (tmp_path / "swap" / "photographs").mkdir(parents=True)
+    processes = [forked.start(holds_swap_folders, tmp_path / "swap", tmp_path / name, log=tmp_path / "log") for name in ("killed", "alive")]
+    while not all((tmp_path / name).exists() for name in ("killed", "alive")):
+        time.sleep(0.01)
+    left = lambda: len(list((tmp_path / "swap").glob(f"{swap.PREFIX}*/moments")))
+    swap.clean(tmp_path / "swap")
+    assert left() == 4
+    forked.codes(processes[:1], 0)
+    swap.clean(tmp_path / "swap")
+    assert left() == 2
+    os.kill(processes[1].pid, signal.SIGINT)
+    assert forked.codes(processes[1:]) != [None]
+    assert [f.name for f in (tmp_path / "swap").iterdir()] == ["photographs"]

@@ -5,7 +5,15 @@ from rwkv.model.size import Size
 from rwkv.training.ranks import Ranks
 from rwkv.training.strategies.base import MASTER, Strategy
 
-__all__ = ["MASTER", "Strategy", "build"]
+__all__ = ["MASTER", "Strategy", "build", "check"]
+
+
+def check(cfg: TrainConfig, n: int, ranks: Ranks) -> None:
+    """Raises ConfigError where this machine lacks what the strategy needs besides memory, for a model of n parameters: before any long work."""
+    if cfg.strategy.kind.startswith("ds"):
+        from rwkv.training.strategies import deepspeed
+
+        deepspeed.check(cfg, n, ranks)
 
 
 def build(cfg: TrainConfig, size: Size, ranks: Ranks) -> Strategy:

@@ -22,7 +22,7 @@ from rwkv.data.batch import Chunk
 from rwkv.errors import ConfigError
 from rwkv.kernels import again
 from rwkv.model.loss import LossModel
-from rwkv.model.rwkv import RWKV, Block, count_parameters
+from rwkv.model.rwkv import RWKV, Block
 from rwkv.model.size import Size
 from rwkv.model.state import DTYPES, State
 from rwkv.training.optimizer import adam_groups
@@ -45,8 +45,7 @@ class DeepSpeed(Strategy):
         with torch.device("meta"):
             blank = RWKV(size)
         self.shapes = {n: p.shape for n, p in blank.named_parameters()}
-        on_disk = cfg.strategy.kind == "ds3_nvme"
-        settings = ds_config(cfg, swap.folder(cfg.strategy, count_parameters(blank)) if on_disk else None)
+        settings = ds_config(cfg, swap.folder(cfg.strategy) if cfg.strategy.kind == "ds3_nvme" else None)
         if self.stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=settings):
                 rwkv = model_of(cfg, size)
@@ -192,6 +191,14 @@ class _Runner(Eager):
     def backward(self, chunk: Chunk, state: State, d_end: list[Tensor] | None, wanted: bool) -> tuple[Tensor, State, list[Tensor] | None]:
         loss, end, d_start = super().backward(chunk, state, d_end, wanted)
         return loss, end, d_start and [x / self.world for x in d_start]
+
+
+def check(cfg: TrainConfig, n: int, ranks: Ranks) -> None:
+    """Raises ConfigError if a model of n parameters cannot be trained so with these settings, on this machine."""
+    _import(ranks)
+    ds_config(cfg)
+    if cfg.strategy.kind == "ds3_nvme":
+        swap.check(cfg.strategy, n)
 
 
 def _import(ranks: Ranks):

@@ -4,14 +4,17 @@ import atexit
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+from rwkv import disk
 from rwkv.config.schema import Strategy
 from rwkv.errors import ConfigError
 from rwkv.memory import human
 
 PIECE = 5 * 10**7  # elements of a share that come and go together
 BYTES = 16  # of a parameter: master weight, two moments, gradient
+PREFIX = "rwkv-swap-"
 
 
 def needed(n: int, nodes: int) -> int:
@@ -19,25 +22,49 @@ def needed(n: int, nodes: int) -> int:
     return BYTES * n // nodes
 
 
-def folder(strategy: Strategy, n: int) -> Path:
-    """A new folder of this rank for its share of n parameters, gone when the process ends.
+def check(strategy: Strategy, n: int) -> None:
+    """Whether shares of n parameters can be on the disk; folders that dead processes have left there are removed first.
 
     Raises:
         ConfigError: there is no room, no direct access, or no operator.
     """
     load_operator()
-    parent = strategy.swap or tempfile.gettempdir()
+    parent = _parent(strategy)
     try:
         os.makedirs(parent, exist_ok=True)
-        found = Path(tempfile.mkdtemp(prefix="rwkv-swap-", dir=parent))
-        atexit.register(shutil.rmtree, found, ignore_errors=True)
-        os.close(os.open(found / "direct", os.O_CREAT | os.O_RDWR | os.O_DIRECT))
+        clean(parent)
+        with tempfile.TemporaryDirectory(dir=parent) as probe:
+            os.close(os.open(Path(probe) / "direct", os.O_CREAT | os.O_RDWR | os.O_DIRECT))
     except OSError as error:
         raise ConfigError(f"strategy.swap={parent}: {error.strerror}: it must be a folder of a disk, not of memory; set strategy.swap=FOLDER") from error
-    wanted, free = needed(n, strategy.nodes), shutil.disk_usage(found).free
+    wanted, free = needed(n, strategy.nodes), shutil.disk_usage(parent).free
     if wanted > free:
         raise ConfigError(f"strategy.swap={parent}: this run needs {human(wanted)} there on each node, and {human(free)} are free; set strategy.swap=FOLDER")
+
+
+def folder(strategy: Strategy) -> Path:
+    """A new folder of this process, gone when it ends. Killed, it leaves it, without its lock: `clean` of any other removes it."""
+    new = Path(tempfile.mkdtemp(dir=_parent(strategy)))
+    disk.try_lock(os.open(new, os.O_RDONLY | os.O_DIRECTORY))  # open, and so locked, until the process ends
+    found = new.rename(new.with_name(PREFIX + new.name))  # under this name it has always been locked
+    atexit.register(shutil.rmtree, found, ignore_errors=True)
     return found
+
+
+def clean(parent: Path) -> None:
+    """Remove the folders whose processes are no more."""
+    for left in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # another's, or gone by now
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if disk.try_lock(handle):
+                    shutil.rmtree(left)
+            finally:
+                os.close(handle)
+
+
+def _parent(strategy: Strategy) -> Path:
+    return Path(strategy.swap or tempfile.gettempdir())
 
 
 def load_operator() -> None:
