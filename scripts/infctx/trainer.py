@@ -5,10 +5,7 @@ from typing import Any
 
 from infctx.conversion import Conversion, Row, copied, taken
 
-STAGES = {
-    f"deepspeed_stage_{stage}": f"ds{stage.replace('_offload', '')}{'_offload' if 'offload' in stage else ''}"
-    for stage in ("1", "2", "3", "2_offload", "3_offload")
-}
+STAGES = {f"deepspeed_stage_{stage}": f"ds{stage}" for stage in ("1", "2", "3", "2_offload", "3_offload")}
 STRATEGIES = {"auto": "auto", "ddp": "ddp", "fsdp": "fsdp", **STAGES}
 PRECISIONS = {"bf16": "bf16", "bf16-mixed": "bf16", "bf16-true": "bf16", "32": "fp32", "32-true": "fp32", "64": "fp64", "64-true": "fp64"}
 LIGHTNING = (
