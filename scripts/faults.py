@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from rwkv.training.environment import device_name  # noqa: E402
 from tests.checkpoint.test_store import checkpoints_of_a_stopped_run, flipped_bits, killed_while_saving  # noqa: E402
-from tests.training.test_faults import a_killed_rank_ends_the_others, memory_does_not_grow, signals_leave_a_sound_checkpoint  # noqa: E402
+from tests.training.test_faults import a_lost_rank_ends_the_others, memory_does_not_grow, signals_leave_a_sound_checkpoint  # noqa: E402
 from tests.training.test_resume import killed_all_along  # noqa: E402
 
 KILLS = 10  # in one folder, which each of them finds as the one before has left it
@@ -25,7 +25,7 @@ RESULT = ROOT / "scripts/bench/results/faults.md"
 HEAD = """# Faults injected
 
 Each fault is injected at random moments, and passed if all holds
-that the test named asserts. Made by `python scripts/faults.py --scale {scale:g}` (1 is 200 kills during saves, 20 of each signal, 10 of each rank and of all along).
+that the test named asserts. Made by `python scripts/faults.py --scale {scale:g}` (1 is 200 kills during saves, 20 of each signal, 10 of each rank, by ddp and ds2, and of all along).
 
 | fault | injected | passed | in the tests |
 |---|---|---|---|
@@ -67,6 +67,10 @@ def signals(*sent: signal.Signals) -> Callable[[Path, int], None]:
     return lambda folder, i: signals_leave_a_sound_checkpoint(folder, list(sent), random.Random(i))
 
 
+def ranks(lost: int, sent: signal.Signals) -> Callable[[Path, int], None]:
+    return lambda folder, i: a_lost_rank_ends_the_others(folder, lost, sent, ("ddp", "ds2")[i % 2])
+
+
 ROWS = [
     ("killed during a save", f"SIGKILL at a random moment, {KILLS} in turn in one folder", kills, 20, None, "checkpoint/test_store.py"),
     ("the same on another filesystem", "the run in /dev/shm", kills, 20, "/dev/shm", "checkpoint/test_store.py"),
@@ -75,8 +79,10 @@ ROWS = [
     ("killed all along three epochs", "5 SIGKILLs at random moments", lambda f, i: killed_all_along(f, 5, i), 10, None, "training/test_resume.py"),
     ("bits flipped", "100 in every file of a checkpoint, one at a time", bits, 1, None, "checkpoint/test_store.py"),
     ("10,000 steps", "memory grows by less than 1 MB in 1,000", lambda f, _: memory_does_not_grow(f, 10_000), 1, None, "training/test_faults.py"),
-    ("first of two ranks lost", "SIGKILL", lambda f, i: a_killed_rank_ends_the_others(f, "first"), 10, None, "training/test_faults.py"),
-    ("second of two ranks lost", "SIGKILL", lambda f, i: a_killed_rank_ends_the_others(f, "other"), 10, None, "training/test_faults.py"),
+    ("first of two ranks killed", "SIGKILL", ranks(0, signal.SIGKILL), 10, None, "training/test_faults.py"),
+    ("second of two ranks killed", "SIGKILL", ranks(1, signal.SIGKILL), 10, None, "training/test_faults.py"),
+    ("first of two ranks stopped", "SIGSTOP", ranks(0, signal.SIGSTOP), 10, None, "training/test_faults.py"),
+    ("second of two ranks stopped", "SIGSTOP", ranks(1, signal.SIGSTOP), 10, None, "training/test_faults.py"),
 ]
 
 TESTED = [

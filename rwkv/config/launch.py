@@ -35,7 +35,7 @@ class Slurm:
     exclusive: Bool  # whole nodes
     at_once: Count  # jobs of a sweep at most at the same time
     warning_seconds: Count  # before the time limit, for the last checkpoint
-    restarts: Count0  # at most so many, after a time limit, preemption or the failure of a node
+    restarts: Count0  # at most so many, after a time limit, preemption, a lost rank or the failure of a node
     mail_user: Text | None
     mail_type: Text | None  # of sbatch: END, FAIL, ALL, ...
     sbatch: dict[Text, str | int | float | bool] | None  # further options of sbatch: {reservation: mine}

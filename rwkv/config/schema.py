@@ -213,6 +213,7 @@ class Strategy:
     accelerator: Literal["auto", "cpu", "cuda"]
     devices: Extent | Literal["auto"]
     nodes: Extent
+    timeout: Positive  # seconds without a sign of life after which a rank is lost, and the others end
     deepspeed: dict[str, Any]  # ds*: further settings of DeepSpeed's own
     swap: Text | None  # ds3_nvme: a folder on each node's own fast disk; null: the system's temporary folder
 

@@ -19,11 +19,11 @@ from rwkv.sweep import queue
 from rwkv.sweep.freeze import freeze
 from rwkv.sweep.ledger import Job, Sweep
 
-# after srun: any task that a signal has ended, or that has ended itself after it, and not because the user cancelled the job
+# after srun: any task that a signal has ended, or that has ended itself after it, and not because the user cancelled the job; or a rank was lost (75)
 REQUEUE = """
 code=$?
 case $code in
-    140|143)
+    75|140|143)
         if [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
             scontrol requeue "$SLURM_JOB_ID"
         fi ;;

@@ -4,6 +4,8 @@ The training step itself is `optimizer_step`; the gradient it takes is `rwkv.bpt
 """
 
 import json
+import shlex
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import torch
 import yaml
+from rich.console import Console
 
 from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import tree_of
 from rwkv.config.schema import TrainConfig
+from rwkv.disk import Lines
 from rwkv.errors import CheckpointError, TrainingError, UserError
 from rwkv.training import environment
 from rwkv.training.display import Display
@@ -29,6 +33,7 @@ from rwkv.training.selfcheck import certificates
 from rwkv.training.session import Session
 from rwkv.training.signals import Stop, in_batch_job
 from rwkv.training.step import Step
+from rwkv.training.watch import Watch
 from rwkv.words import duration
 
 RATE_WINDOW = 20  # optimizer steps over which tokens a second are averaged
@@ -45,6 +50,12 @@ def train(cfg: TrainConfig, overrides: list[str]) -> int:
         torch.set_num_threads(cfg.threads)
     folder = RunFolder.of(cfg)
     ranks = Ranks(cfg.strategy)
+    with Watch(ranks, cfg.strategy.timeout, lambda which: say_lost(which, folder, overrides)):
+        return train_on(ranks, cfg, overrides, folder, started)
+
+
+def train_on(ranks: Ranks, cfg: TrainConfig, overrides: list[str], folder: RunFolder, started: float) -> int:
+    """The same, on ranks that are there."""
     ranks.first_alone(lambda: folder.acquire(patient=in_batch_job()))  # of a node thought dead, the process may live on
     if folder.finished:
         if ranks.first:
@@ -277,6 +288,17 @@ def write_settings(folder: RunFolder, cfg: TrainConfig, overrides: list[str]) ->
     folder.config.write_text(yaml.safe_dump(tree_of(cfg), sort_keys=False))
     folder.overrides.write_text(yaml.safe_dump(list(overrides)))
     folder.env.write_text(json.dumps(environment.describe(), indent=1))
+
+
+def say_lost(which: str, folder: RunFolder, overrides: list[str]) -> None:
+    """On the screen and in the log, of a lost rank: which, and how to go on."""
+    newest = next(iter(store.points(folder.checkpoints)), None)
+    begins = f"goes on from {newest.name}" if newest else "begins anew, for there is no checkpoint yet"
+    text = f"error: {which}\nerror: the other ranks end; the same command {begins}: {shlex.join(['python', '-m', 'rwkv.train', *overrides])}"
+    Console(stderr=True).show_cursor()  # hidden behind a live bar
+    print(f"\n{text}", file=sys.stderr, flush=True)
+    if folder.log.is_file():
+        Lines(folder.log).write(text)
 
 
 def finished_message(folder: RunFolder) -> str:

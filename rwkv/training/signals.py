@@ -51,11 +51,12 @@ def in_batch_job() -> bool:
 
 
 def watch_parent() -> bool:
-    """Whether this is a job of a sweep. SIGTERM comes when the process that has started it, `RWKV_PARENT`, ends: no job is left behind.
+    """Whether this was started by another process of ours, `RWKV_PARENT`: a job of a sweep, or a rank. SIGTERM comes when that ends.
 
     Further ranks, which this process will start, watch it in turn.
     """
     parent = int(os.environ.get(PARENT, 0))
+    os.environ[PARENT] = str(os.getpid())
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -63,6 +64,5 @@ def watch_parent() -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
 
     if parent:
-        os.environ[PARENT] = str(os.getpid())
         threading.Thread(target=watch, daemon=True).start()
     return bool(parent)

@@ -14,9 +14,10 @@ from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import load
 from rwkv.training.session import Session
 from rwkv.training.signals import Stop
+from rwkv.training.watch import LOST
 from tests.conftest import tiny, write_text
 from tests.training import forked
-from tests.training.runs import start, wait_for_step
+from tests.training.runs import losses, start, wait_for_step
 
 
 def children(pid: int) -> list[int]:
@@ -37,27 +38,37 @@ def settings(folder: Path, *changes: str) -> list[str]:
     return tiny("data=text", f"data.path={text}", f"out={folder / 'out'}", "trainer.tokens=40k", *changes)
 
 
-def a_killed_rank_ends_the_others(folder: Path, lost: str) -> None:
-    """Within 60 s every process that the run has started is gone, and the exit code is not 0; its checkpoints are sound."""
-    args = settings(folder, "strategy=ddp", "strategy.devices=2", "checkpoint.every=3")
-    run = RunFolder.of(load(args))
-    process = start(args, folder)
+def a_lost_rank_ends_the_others(folder: Path, lost: int, sent: signal.Signals, strategy: str = "ddp") -> None:
+    """Within a minute every process of the run is gone, the lost one too, and it is said which was lost and how to go on; the same command
+    does, and has the losses of one process that nothing has happened to."""
+    text = write_text(folder / "text.txt", 20_000)
+    args = tiny("data=text", f"data.path={text}", "trainer.tokens=2560", "checkpoint.every=3", f"out={folder / 'out'}")
+    several = [*args, f"strategy={strategy}", "strategy.devices=2", "strategy.timeout=4"]
+    run = RunFolder.of(load(several))
+    process = start(several, folder)
     wait_for_step(run.path, 8, process)
     family = [process.pid, *children(process.pid)]
-    assert len(family) >= 2
-    os.kill(process.pid if lost == "first" else family[1], signal.SIGKILL)
+    os.kill(family[lost], sent)
     try:
-        process.communicate(timeout=60)
-        assert process.returncode != 0
-        until = time.monotonic() + 60
+        told, _ = process.communicate(timeout=60)
+        assert process.returncode == (LOST if lost else -signal.SIGKILL), told[-1000:]
+        until = time.monotonic() + 20
         while any(map(alive, family)) and time.monotonic() < until:
             time.sleep(0.05)
         assert [p for p in family if alive(p)] == []
     finally:
         for pid in filter(alive, family):
             os.kill(pid, signal.SIGKILL)
-    points = store.points(run.checkpoints)
-    assert points and all(not list(store.problems(p)) for p in points)
+    (newest, *_) = points = store.points(run.checkpoints)
+    assert all(not list(store.problems(p)) for p in points)
+    assert told.count(f"error: rank {lost} (process {family[lost]} on ") == 1 and "Traceback" not in told
+    assert f"the same command goes on from {newest.name}: python -m rwkv.train {args[0]} " in told
+    done = start(several, folder)
+    assert f"resumed from {newest.name}" in done.communicate(timeout=120)[0] and done.returncode == 0
+    one = [*args[:-1], f"out={folder / 'one'}"]
+    assert forked.codes([forked.start(forked.train, one, log=folder / "log")]) == [0]
+    got, want = dict(losses(run.path)), dict(losses(RunFolder.of(load(one)).path))
+    assert got.keys() == want.keys() and len(want) == 40 and all(abs(got[s] - want[s]) <= 1e-6 * want[s] for s in want)
 
 
 def signals_leave_a_sound_checkpoint(folder: Path, signals: list[signal.Signals], pick: random.Random) -> None:
@@ -82,9 +93,61 @@ def signals_leave_a_sound_checkpoint(folder: Path, signals: list[signal.Signals]
     again.communicate()
 
 
-@pytest.mark.parametrize("lost", ["first", "other"])
-def test_a_killed_rank_ends_the_others(lost, tmp_path):
-    a_killed_rank_ends_the_others(tmp_path, lost)
+@pytest.mark.parametrize(
+    "lost, sent, strategy", [(0, signal.SIGKILL, "ddp"), (1, signal.SIGKILL, "ds2"), (0, signal.SIGSTOP, "ds2"), (1, signal.SIGSTOP, "ddp")]
+)
+def test_a_lost_rank_ends_the_others(lost, sent, strategy, tmp_path):
+    a_lost_rank_ends_the_others(tmp_path, lost, sent, strategy)
+
+
+def test_ranks_that_are_all_suspended_go_on(tmp_path):
+    """For longer than strategy.timeout: Ctrl-Z, and fg later."""
+    args = settings(tmp_path, "strategy=ddp", "strategy.devices=2", "strategy.timeout=2", "trainer.tokens=4k")
+    processes = forked.ranks(2, forked.train, args, log=tmp_path / "log")
+    run = RunFolder.of(load(args)).path
+    while all(p.is_alive() for p in processes) and (not (run / "metrics.jsonl").exists() or len(losses(run)) < 5):
+        time.sleep(0.02)
+    for sent in (signal.SIGSTOP, signal.SIGCONT):
+        for process in processes:
+            os.kill(process.pid, sent)
+        time.sleep(4)
+    assert forked.codes(processes) == [0, 0], (tmp_path / "log-0").read_text()
+
+
+def fails_on_the_second() -> None:
+    advance = Session.advance
+
+    def advanced(session, step):
+        advance(session, step)
+        if session.ranks.rank == 1 and session.step == 3:
+            raise RuntimeError("out of memory, perhaps")
+
+    Session.advance = advanced
+
+
+def trained_with(patch, overrides: list[str]) -> int:
+    patch()
+    return forked.train(overrides)
+
+
+def test_a_rank_that_fails_ends_the_others(tmp_path):
+    """Its traceback is its own word; the others name it."""
+    args = settings(tmp_path, "strategy=ddp", "strategy.devices=2")
+    processes = forked.ranks(2, trained_with, fails_on_the_second, args, log=tmp_path / "log")
+    found = forked.codes(processes)
+    first, second = ((tmp_path / f"log-{rank}").read_text() for rank in (0, 1))
+    assert found[0] == LOST and found[1] not in (0, None) and "RuntimeError: out of memory, perhaps" in second, (found, first, second)
+    assert f"error: rank 1 (process {processes[1].pid} on " in first and "if no message of its own stands above" in first and "Traceback" not in first
+
+
+def test_a_rank_lost_before_training_leaves_no_other(tmp_path):
+    """The first, while the second is on its way up and has yet to meet it."""
+    process = start(settings(tmp_path, "strategy=ddp", "strategy.devices=2"), tmp_path)
+    while not (family := children(process.pid)):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)  # until nobody has its output any more
+    assert not any(map(alive, family))
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM] * 2, [signal.SIGINT]], ids=["SIGTERM twice", "SIGINT"])
