@@ -58,11 +58,13 @@ def watch_parent() -> bool:
     parent = int(os.environ.get(PARENT, 0))
     os.environ[PARENT] = str(os.getpid())
 
+    if parent in (0, os.getpid()):  # the latter after an earlier run in this process
+        return False
+
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if parent:
-        threading.Thread(target=watch, daemon=True).start()
-    return bool(parent)
+    threading.Thread(target=watch, daemon=True).start()
+    return True
