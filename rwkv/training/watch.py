@@ -29,7 +29,7 @@ ENDED = "has ended: killed, perhaps for want of memory, if no message of its own
 class Watch:
     """While it is entered, a rank that is silent for `timeout` seconds, or ends by anything but its own decision, ends all.
 
-    They exit with code `LOST`, at once, for no agreement can be come to. A lost rank of the same machine is killed: it may only be
+    They exit with code `LOST`, at once, for no agreement can be come to. A silent rank of the same machine is killed: it may only be
     stopped, and hold the run's lock.
 
     say: called with what is known of it, before.
@@ -56,7 +56,7 @@ class Watch:
         if not ranks.first:
             self._links[0] = Client(where, authkey=key)
             self._links[0].send(ranks.rank)
-        atexit.register(lambda: self._over or self._send((ranks.rank, ENDED)))
+        atexit.register(self._leave)
         threading.Thread(target=self._look, daemon=True).start()
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -66,6 +66,12 @@ class Watch:
             return time.sleep(GRACE)  # a lost rank may be the reason, which is said instead; else this one is lost
         self._over = True
         self._send(BYE)
+
+    def _leave(self) -> None:
+        """At the end of a process that has failed: behind its traceback, and before the group is left, which may take long."""
+        if not self._over:
+            self._over = True
+            self._send((self.ranks.rank, ENDED))
 
     def _welcome(self, listener: Listener) -> None:
         while len(self._links) < self.ranks.world - 1:
@@ -116,8 +122,7 @@ class Watch:
             self._send((rank, how))
         if self.ranks.first or rank == 0:  # of which each of the others hears by itself
             self.say(f"rank {rank} (process {pid} on {host}) {how}")
-        if host == socket.gethostname():
-            time.sleep(1.0)  # it may be about to leave a traceback
+        if how != ENDED and host == socket.gethostname():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         os._exit(LOST)

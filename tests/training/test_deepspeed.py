@@ -51,7 +51,9 @@ def without_operator(args: list[str]) -> int:
 
 @pytest.mark.parametrize(
     ("strategy", "message"),
-    [("ds3_nvme", "needs libaio"), ("ds2 strategy.deepspeed={steps_per_print:1}", "strategy.deepspeed.steps_per_print=1: other settings")],
+    [("ds3_nvme", "needs libaio"), ("ds2 strategy.deepspeed={steps_per_print:1}", "strategy.deepspeed.steps_per_print=1: other settings"),
+     ("ds2 strategy.deepspeed={zero_optimization:{nonsense:1}}", "strategy.deepspeed.zero_optimization: DeepSpeed refuses nonsense=1: extra inputs"),
+     ("ds2 strategy.deepspeed={zero_optimization:{overlap_comm:perhaps}}", "DeepSpeed refuses overlap_comm=perhaps: input should be a valid boolean")],
 )
 def test_what_a_strategy_lacks_is_said_before_data_is_read(strategy, message, tmp_path):
     pytest.importorskip("deepspeed")

@@ -146,7 +146,10 @@ def test_a_rank_lost_before_training_leaves_no_other(tmp_path):
     while not (family := children(process.pid)):
         time.sleep(0.02)
     process.kill()
-    process.communicate(timeout=60)  # until nobody has its output any more
+    process.communicate(timeout=60)
+    until = time.monotonic() + 20
+    while any(map(alive, family)) and time.monotonic() < until:
+        time.sleep(0.05)
     assert not any(map(alive, family))
 
 

@@ -17,7 +17,10 @@ from rwkv.training.strategies import swap
 CATEGORIES = ("weights", "masters", "gradients", "optimizer", "activations", "logits", "states", "buffers", "checkpoint", "program")
 BUCKET = 5 * 10**8  # elements: DeepSpeed's reduce_bucket_size
 LIVE = 10**9  # elements: its stage3_max_live_parameters, which stay gathered
-KEPT_FREE = 0.25  # of activations on a CPU, what `rwkv.kernels.pool` and malloc keep free beside them: measured; with bptt.recompute=true a CPU takes up to half as much again as planned
+# of activations on a CPU, what `rwkv.kernels.pool` and malloc keep free beside them: measured. With bptt.recompute=true it is far more, the
+# process up to twice what is planned: malloc's heap is fragmented by blocks that come and go. With MALLOC_TRIM_THRESHOLD_=33554432 in the
+# environment, which keeps malloc from moving its threshold for mmap, it is as planned (1.05), and a step takes 1.8 times as long
+KEPT_FREE = 0.25
 SWAPPED = 4  # DeepSpeed's buffers of a piece that comes from the disk: master weights, moments, gradients
 STATES_AT_WORK = 5  # carried, entering, its leaf, its gradient, the gradient of the end
 

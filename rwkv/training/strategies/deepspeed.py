@@ -196,9 +196,20 @@ class _Runner(Eager):
 def check(cfg: TrainConfig, n: int, ranks: Ranks) -> None:
     """Raises ConfigError if a model of n parameters cannot be trained so with these settings, on this machine."""
     _import(ranks)
-    ds_config(cfg)
+    _check_zero(ds_config(cfg)["zero_optimization"])
     if cfg.strategy.kind == "ds3_nvme":
         swap.check(cfg.strategy, n)
+
+
+def _check_zero(settings: dict) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**settings)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors())
+        raise ConfigError(f"strategy.deepspeed.zero_optimization: DeepSpeed refuses {wrong}; its names are in its documentation, under ZeRO") from error
 
 
 def _import(ranks: Ranks):
