@@ -26,7 +26,7 @@ def compile_cpp(source: Path) -> Path:
     compiler = _compiler()
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=TIMEOUT_S).stdout
-        parts = [*_texts(source), shlex.join(compiler).encode(), version, _cpu().encode(), " ".join(FLAGS + NATIVE).encode()]
+        parts = [with_includes(source), shlex.join(compiler).encode(), version, _cpu().encode(), " ".join(FLAGS + NATIVE).encode()]
         digest = hashlib.sha256(b"\0".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:20]
         folder = cache_folder()
         library = folder / f"{source.stem}-{digest}.so"
@@ -41,10 +41,9 @@ def compile_cpp(source: Path) -> Path:
     return library
 
 
-def _texts(source: Path) -> list[bytes]:
-    """A file and those that it includes by `#include "..."`."""
-    text = source.read_bytes()
-    return [text, *(t for name in re.findall(rb'^#include "(.+)"', text, re.M) for t in _texts(source.parent / name.decode()))]
+def with_includes(source: Path) -> bytes:
+    """The text of a file, with those that it includes by `#include "..."` in the place of these lines."""
+    return re.sub(rb'^#include "(.+)"', lambda m: with_includes(source.parent / m[1].decode()), source.read_bytes(), flags=re.M)
 
 
 def cache_folder() -> Path:

@@ -17,12 +17,12 @@ import time
 
 import torch
 
-from rwkv.kernels import gpu
+from rwkv.kernels import cuda, gpu
 from rwkv.kernels.wkv7 import triton as backend
 from rwkv.kernels.wkv7.chunked import wkv7_chunked
 
 N = 64
-SHAPES = [(8, 4096, 12), (1, 4096, 12), (8, 4096, 32), (1, 4096, 32), (1, 16384, 64), (8, 4096, 64)]  # B, T, H
+SHAPES = [(8, 4096, 12), (1, 4096, 12), (8, 4096, 32), (1, 4096, 32), (1, 16384, 64), (8, 4096, 64), (1, 65536, 32)]  # B, T, H
 NAMES = ["y", "S", "dr", "dw", "dk", "dv", "da", "db", "dS0"]
 START = time.perf_counter()
 
@@ -208,14 +208,20 @@ def kernels(shape, changes):
         except RuntimeError:
             out[label] = median_ms(run, most=15)
 
-    launch, gpu.launch = gpu.launch, timed
+    def timed_cuda(kernel, programs, *args):
+        timed(None, kernel.name, programs, kernel, *args)
+
+    def launch(op, name, programs, *args, **constants):
+        return triton_launch(op, name, programs, *args, **constants) if op else cuda_launch(args[0], programs, *args[1:])
+
+    triton_launch, gpu.launch, cuda_launch, cuda.Kernel.launch = gpu.launch, timed, cuda.Kernel.launch, timed_cuda
     try:
         with changed_plan(changes):
             # straight to the two halves: autograd's own thread would capture on another stream
             y, s, kept = backend._forward(x[:6], x[6], None, keep=True)
             backend._backward(kept, dy, ds)
     finally:
-        gpu.launch = launch
+        gpu.launch, cuda.Kernel.launch = triton_launch, cuda_launch
     return {"sum": sum(out.values())} | out
 
 

@@ -84,6 +84,43 @@ def test_the_kernels_in_the_interpreter(dtype):
     assert len(out) >= len(cases()) and all(float(x) < BOUNDS[dtype] for x in out), out
 
 
+EMULATE = """
+    import ctypes
+    import sys
+    import torch
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    from tests.kernels import triton_interpreter
+    from tests.kernels.test_wkv7_gpu import both, make_inputs, worst
+    from rwkv.kernels import cuda
+    from rwkv.kernels.wkv7.triton import wkv7_triton
+    emulated = ctypes.CDLL(sys.argv[1]).gradients_emulated
+    launched = []
+
+    def launch(kernel, blocks, *args):
+        launched.append(blocks)
+        values, pointers = cuda.arguments(args)
+        emulated(ctypes.c_longlong(blocks), kernel.threads, pointers)
+
+    cuda.Kernel.why_not, cuda.Kernel.launch = lambda kernel, x: None, launch
+    for i, (B, T, H, decay, resets) in enumerate([(1, 70, 1, "mixed", True), (2, 33, 2, "fastest", True), (1, 1, 2, "slowest", False), (1, 64, 1, "slowest", False)]):
+        x, reset, grads = make_inputs(B, T, H, 64, decay, resets, seed=i)
+        print(worst(*both(wkv7_triton, x, reset, grads, torch.bfloat16)))
+    assert launched == [3, 8, 2, 2], launched
+"""
+
+
+@interpreted
+def test_the_cuda_kernel_emulated(tmp_path):
+    """gradients.cu, compiled for the CPU: each thread a fiber (emulated/warp.cuh), in the place of Triton's kernel."""
+    source, library = tmp_path / "emulated.cpp", tmp_path / "emulated.so"
+    source.write_text(f'#include "{ROOT}/rwkv/kernels/wkv7/gradients.cu"\nEMULATED(gradients)\n')
+    compiler = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-include", f"{ROOT}/tests/kernels/emulated/warp.cuh"]
+    subprocess.run([*compiler, "-o", str(library), str(source)], check=True)
+    out = interpret(EMULATE, str(library))
+    assert len(out) == 4 and all(float(x) < BOUNDS[torch.bfloat16] for x in out), out
+
+
 @interpreted
 def test_parts_of_the_gradient_in_the_interpreter():
     """No gradient kept, that of one input only, that of the final state only, and no grad at all agree."""

@@ -1,0 +1,219 @@
+// rwkv/kernels/warp.cuh on a CPU: each thread of a block is a fiber, and what threads do together waits for all of them.
+// Compile a .cu file with g++ -include this; EMULATED(kernel), which the test adds, makes kernel_emulated(blocks, threads, arguments).
+// A block's shared memory holds NaN before it starts; copies in the background land as late as they may.
+#define RWKV_WARP
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#define DEVICE inline
+#define KERNEL(threads, blocks_a_multiprocessor) extern "C" void
+#define UNROLL
+
+typedef unsigned short bf16;
+typedef unsigned char byte;
+struct alignas(16) Sixteen {
+    unsigned x[4];
+};
+
+namespace emulated {
+
+constexpr int MOST = 1024, SHARED = 228 * 1024;
+
+struct Meeting {
+    int arrived = 0, number = 0;
+};
+struct Copy {
+    void* to;
+    const void* from;
+    bool live;
+};
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    bool done;
+    std::vector<std::vector<Copy>> copies;
+};
+
+inline Fiber fibers[MOST];
+inline ucontext_t scheduler;
+inline int now, threads, events;
+inline long long block_now;
+inline Meeting warps[MOST / 32], whole;
+inline uint64_t board[MOST][8];  // what a thread shows to its warp
+alignas(128) inline byte memory[SHARED];
+inline std::function<void()> body;
+
+inline void meet(Meeting& meeting, int size) {
+    const int number = meeting.number;
+    events++;
+    if (++meeting.arrived == size) meeting.arrived = 0, meeting.number++;
+    while (meeting.number == number) swapcontext(&fibers[now].context, &scheduler);
+}
+inline void meet_warp() { meet(warps[now / 32], 32); }
+inline uint64_t* of_lane(int lane) { return board[now / 32 * 32 + lane]; }
+
+// Shows x to the warp, reads what `read` wants of the others', and lets nobody go on before all have read.
+template <class T, class Read>
+auto shown(const T& x, Read read) {
+    static_assert(sizeof(T) <= sizeof(board[0]), "");
+    std::memcpy(board[now], &x, sizeof(T));
+    meet_warp();
+    auto result = read();
+    meet_warp();
+    return result;
+}
+template <class T>
+T shown_by(int lane) {
+    T x;
+    std::memcpy(&x, of_lane(lane), sizeof(T));
+    return x;
+}
+
+inline void enter() {
+    body();
+    fibers[now].done = true;
+    events++;
+    swapcontext(&fibers[now].context, &scheduler);
+}
+
+inline void run_block() {
+    std::memset(memory, 0xff, SHARED);
+    for (int i = 0; i < threads; i++) {
+        Fiber& f = fibers[i];
+        f.stack.resize(1 << 16), f.done = false, f.copies.assign(1, {});
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size(), f.context.uc_link = nullptr;
+        makecontext(&f.context, enter, 0);
+    }
+    for (int left = threads, turn = 0; left; turn++) {
+        const int before = events;
+        for (int i = 0; i < threads; i++) {
+            now = turn % 2 ? i : threads - 1 - i;
+            if (fibers[now].done) continue;
+            swapcontext(&scheduler, &fibers[now].context);
+            left -= fibers[now].done;
+        }
+        if (left && events == before) std::fprintf(stderr, "block %lld: threads wait for others that never come\n", block_now), std::abort();
+    }
+}
+
+template <class... A, size_t... i>
+void run(void (*kernel)(A...), long long blocks, int size, void** arguments, std::index_sequence<i...>) {
+    threads = size;
+    body = [=] { kernel(*(A*)arguments[i]...); };
+    for (block_now = 0; block_now < blocks; block_now++) run_block();
+}
+template <class... A>
+void run(void (*kernel)(A...), long long blocks, int size, void** arguments) {
+    run(kernel, blocks, size, arguments, std::index_sequence_for<A...>());
+}
+
+inline float of_bits(uint32_t x) {
+    float y;
+    std::memcpy(&y, &x, 4);
+    return y;
+}
+inline uint32_t bits_of(float y) {
+    uint32_t x;
+    std::memcpy(&x, &y, 4);
+    return x;
+}
+inline unsigned rounded(float y) {
+    const uint32_t x = bits_of(y);
+    return std::isnan(y) ? 0x7fff : (x + 0x7fff + (x >> 16 & 1)) >> 16;
+}
+
+}  // namespace emulated
+
+#define EMULATED(kernel) \
+    extern "C" void kernel##_emulated(long long blocks, int threads, void** arguments) { emulated::run(kernel, blocks, threads, arguments); }
+
+DEVICE int thread() { return emulated::now; }
+DEVICE long long block() { return emulated::block_now; }
+DEVICE byte* shared_memory() { return emulated::memory; }
+DEVICE void block_barrier() { emulated::meet(emulated::whole, emulated::threads); }
+DEVICE void warp_barrier() { emulated::meet_warp(); }
+
+DEVICE void copy16(void* shared, const void* global, bool live) { emulated::fibers[emulated::now].copies.back().push_back({shared, global, live}); }
+DEVICE void copies_begun() { emulated::fibers[emulated::now].copies.emplace_back(); }
+template <int n>
+DEVICE void copies_done() {
+    auto& groups = emulated::fibers[emulated::now].copies;
+    while ((int)groups.size() - 1 > n) {
+        for (auto& c : groups.front()) c.live ? std::memcpy(c.to, c.from, 16) : std::memset(c.to, 0, 16);
+        groups.erase(groups.begin());
+    }
+}
+
+DEVICE void load_8x8(unsigned (&x)[4], const bf16* row) {
+    const int lane = thread() % 32;
+    emulated::shown(row, [&] {
+        for (int i = 0; i < 4; i++) std::memcpy(&x[i], emulated::shown_by<const bf16*>(8 * i + lane / 4) + lane % 4 * 2, 4);
+        return 0;
+    });
+}
+DEVICE void load_8x8_transposed(unsigned (&x)[4], const bf16* row) {
+    const int lane = thread() % 32;
+    emulated::shown(row, [&] {
+        for (int i = 0; i < 4; i++) {
+            auto at = [&](int j) -> unsigned { return emulated::shown_by<const bf16*>(8 * i + lane % 4 * 2 + j)[lane / 4]; };
+            x[i] = at(0) | at(1) << 16;
+        }
+        return 0;
+    });
+}
+
+DEVICE void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    struct Shown {
+        unsigned a[4], b[2];
+    } mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
+    const int lane = thread() % 32;
+    emulated::shown(mine, [&] {
+        auto part = [](unsigned x, int k) { return emulated::of_bits(k % 2 ? x & 0xffff0000u : x << 16); };
+        for (int e = 0; e < 4; e++) {
+            const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
+            float sum = 0;
+            for (int k = 0; k < 16; k++) {
+                const unsigned left = emulated::shown_by<Shown>(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2];
+                const unsigned right = emulated::shown_by<Shown>(column * 4 + k % 8 / 2).b[k / 8];
+                sum += part(left, k) * part(right, k);
+            }
+            d[e] += sum;
+        }
+        return 0;
+    });
+}
+
+DEVICE float from_lane(float x, int lane) {
+    return emulated::shown(x, [&] { return emulated::shown_by<float>(lane); });
+}
+DEVICE float from_lane_below(float x, int distance) {
+    const int lane = thread() % 32;
+    return emulated::shown(x, [&] { return emulated::shown_by<float>(lane < distance ? lane : lane - distance); });
+}
+DEVICE float from_lane_xor(float x, int mask) {
+    const int lane = thread() % 32;
+    return emulated::shown(x, [&] { return emulated::shown_by<float>(lane ^ mask); });
+}
+DEVICE unsigned votes(bool x) {
+    return emulated::shown(x, [&] {
+        unsigned all = 0;
+        for (int i = 0; i < 32; i++) all |= (unsigned)emulated::shown_by<bool>(i) << i;
+        return all;
+    });
+}
+DEVICE unsigned pack(float low, float high) { return emulated::rounded(low) | emulated::rounded(high) << 16; }
+DEVICE float low(unsigned x) { return emulated::of_bits(x << 16); }
+DEVICE float high(unsigned x) { return emulated::of_bits(x & 0xffff0000u); }
+DEVICE float exp2_fast(float x) { return std::exp2(x); }
+DEVICE float reciprocal(float x) { return 1 / x; }
