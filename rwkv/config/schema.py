@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", defer_build=True)
 _SUFFIX = {"k": 2**10, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12, "": 1}
 
 

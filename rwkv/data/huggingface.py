@@ -57,10 +57,11 @@ class HuggingFace:
     def encode(self, text: bytes) -> np.ndarray:
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(self, texts: Sequence[bytes], end: bool = False) -> tuple[np.ndarray, np.ndarray]:
         strings = [text.decode("utf-8", "replace") for text in texts]
         each = [e.ids for e in self.fast.encode_batch_fast(strings, add_special_tokens=False)]
         each = [self._without_end(s) if END_OF_DOCUMENT in ids else ids for s, ids in zip(strings, each, strict=True)]
+        each = [[*ids, END_OF_DOCUMENT] for ids in each] if end else each
         dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
         sizes = np.fromiter(map(len, each), np.int64, len(each))
         return np.concatenate([np.empty(0, dtype), *(np.array(ids, dtype) for ids in each)]), sizes

@@ -25,6 +25,8 @@ Blocks = Iterator[tuple[np.ndarray, np.ndarray]]  # starts and sizes of document
 def files(data: Data) -> list[Path]:
     """What is read. Raises DataError if something of it is missing."""
     path = data.path
+    if "://" in path:
+        raise DataError(f"data.path={path}: an address; data={data.kind} is read in place, from a disk: copy it to one")
     if data.kind == "tokens":
         found = [Path(path)]
         if not found[0].is_file():

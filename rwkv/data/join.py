@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rwkv.data.scan import joined, scan
 from rwkv.data.sources import Unit
 from rwkv.data.store import IndexWriter, Place, complete
 from rwkv.data.tokenise import SHOWN, Task, dtype_of, finished, write_part
+from rwkv.disk import sync
 from rwkv.errors import DataError
 
 TASK = 2**22, 2**26  # bytes that a process reads in one go, at least and at most: whole units, so one may be more
@@ -182,8 +184,11 @@ def _join(paths: list[Path], abouts: list[dict], folder: Path, dtype: np.dtype, 
     with (folder / "tokens.idx").open("wb") as file:
         binidx.write_index(file, np.memmap(folder / "sizes.i32", "<i4", mode="r"), dtype)
     counts = [about["bytes"]["bin"] for about in abouts]
-    with joined([(n, Path(f"{path}.bin")) for n, path in zip(counts, paths, strict=True)], folder / "tokens.bin") as tokens:
-        digest, highest = scan(tokens, dtype.str, sum(counts), threads)
+    out, syncs = folder / "tokens.bin", []
+    with joined([(n, Path(f"{path}.bin")) for n, path in zip(counts, paths, strict=True)], out) as tokens, ThreadPoolExecutor(1) as disk:
+        digest, highest = scan(tokens, dtype.str, sum(counts), threads, lambda _: syncs.append(disk.submit(sync, out)))  # the disk works meanwhile
+        for done in syncs:
+            done.result()
     digests = [digest]
     masks = [Path(f"{path}.trained") if "trained" in about["bytes"] else None for path, about in zip(paths, abouts, strict=True)]
     if any(masks):

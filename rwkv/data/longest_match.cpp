@@ -156,10 +156,15 @@ int64_t rwkv_trie_encode(const void* trie, const uint8_t* text, int64_t size, ui
     return static_cast<const Trie*>(trie)->encode(text, size_t(size), out) - out;
 }
 
-// The same for n texts, one behind the other in `text` as in `out`; `counts` becomes the number of ids of each.
-int64_t rwkv_trie_encode_batch(const void* trie, const uint8_t* text, const int64_t* sizes, int64_t n, uint16_t* out, int64_t* counts) {
+// The same for n texts, one behind the other in `text` as in `out`; `counts` becomes the number of ids of each. With `end` an id 0 is
+// behind each, counted and with room in `out`.
+int64_t rwkv_trie_encode_batch(const void* trie, const uint8_t* text, const int64_t* sizes, int64_t n, bool end, uint16_t* out, int64_t* counts) {
     int64_t total = 0;
-    for (int64_t i = 0; i < n; text += sizes[i++]) total += counts[i] = rwkv_trie_encode(trie, text, sizes[i], out + total);
+    for (int64_t i = 0; i < n; text += sizes[i++]) {
+        counts[i] = rwkv_trie_encode(trie, text, sizes[i], out + total);
+        if (end) out[total + counts[i]++] = 0;
+        total += counts[i];
+    }
     return total;
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rwkv.compile_cpp import compile_cpp
+from rwkv.config.vocab import END_OF_DOCUMENT
 from rwkv.errors import ConfigError, KernelError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -40,10 +41,10 @@ class Trie:
         ids.resize(n, refcheck=False)  # gives the rest of the memory back, without a copy
         return ids
 
-    def encode_batch(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(self, texts: Sequence[bytes], end: bool) -> tuple[np.ndarray, np.ndarray]:
         text, sizes = b"".join(texts), np.fromiter(map(len, texts), np.int64, len(texts))
-        ids, counts = np.empty(len(text), np.uint16), np.empty_like(sizes)
-        n = self._lib.rwkv_trie_encode_batch(self._trie, text, sizes.ctypes.data, len(sizes), ids.ctypes.data, counts.ctypes.data)
+        ids, counts = np.empty(len(text) + end * len(sizes), np.uint16), np.empty_like(sizes)
+        n = self._lib.rwkv_trie_encode_batch(self._trie, text, sizes.ctypes.data, len(sizes), end, ids.ctypes.data, counts.ctypes.data)
         ids.resize(n, refcheck=False)
         return ids, counts
 
@@ -61,8 +62,8 @@ class Regex:
     def encode(self, text: bytes) -> np.ndarray:
         return np.array([self._ids[m] for m in self._longest.findall(text)], dtype=np.uint16)
 
-    def encode_batch(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        each = [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[bytes], end: bool) -> tuple[np.ndarray, np.ndarray]:
+        each = [np.append(self.encode(text), [np.uint16(END_OF_DOCUMENT)] * end) for text in texts]
         return np.concatenate([np.empty(0, np.uint16), *each]), np.array([len(x) for x in each], dtype=np.int64)
 
 
@@ -95,7 +96,7 @@ def _library() -> ctypes.CDLL:
     lib.rwkv_trie_encode.restype = number
     lib.rwkv_trie_encode.argtypes = [pointer, ctypes.c_char_p, number, pointer]
     lib.rwkv_trie_encode_batch.restype = number
-    lib.rwkv_trie_encode_batch.argtypes = [pointer, ctypes.c_char_p, pointer, number, pointer, pointer]
+    lib.rwkv_trie_encode_batch.argtypes = [pointer, ctypes.c_char_p, pointer, number, ctypes.c_bool, pointer, pointer]
     return lib
 
 

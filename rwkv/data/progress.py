@@ -3,9 +3,6 @@
 import sys
 import time
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-
 from rwkv.words import duration
 
 PLAIN_EVERY = 10.0  # seconds
@@ -15,6 +12,9 @@ class Shown:
     """total: bytes to read, 0 if unknown. Nothing is shown of what takes less than half a second."""
 
     def __init__(self, title: str, total: int):
+        from rich.console import Console  # here, for every process that prepares imports this module
+        from rich.progress import BarColumn, Progress, TextColumn
+
         self.title, self.total = title, total
         console = Console(stderr=True, highlight=False)
         self.live = console.is_terminal

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rwkv import disk
-from rwkv.config.schema import Data
+from rwkv.config.schema import Data, Record
 from rwkv.data.binidx import LONGEST
 from rwkv.data.records import BadRecord, Part, parts
-from rwkv.data.sources import Found, Unit
+from rwkv.data.sources import Batched, Found, Unit
 from rwkv.data.tokenizer import END_OF_DOCUMENT, Tokenizer
 from rwkv.errors import DataError
 
@@ -49,6 +49,12 @@ class Task:
 
     def records(self) -> Iterator[Found]:
         return islice((found for unit in self.units for found in unit.read()), self.first, self.stop)
+
+    def batches(self, record: Record) -> Iterator[Found | list[bytes]]:
+        """The same; of the records that are nothing but text many at a time, where a unit can tell which are."""
+        if self.first or self.stop is not None:
+            return self.records()
+        return (found for unit in self.units for found in (unit.batches(record) if isinstance(unit, Batched) else unit.read()))
 
     @property
     def identity(self) -> str:
@@ -88,13 +94,16 @@ class Documents:
         return Documents(self.ids[tokens], self.sizes[wanted], None if mask is None or mask.all() else mask)
 
 
-def encoded(records: list[list[Part]], tokenizer: Tokenizer, untrained: int = 0) -> Documents:
-    """At least one record, each of at least one part.
+def encoded(records: list[bytes | list[Part]], tokenizer: Tokenizer, untrained: int = 0) -> Documents:
+    """At least one record, each a text that is trained, or at least one part.
 
     Each part is tokenised by itself, so that no token lies on both sides of a change from untrained to trained.
 
     untrained: so many tokens at the start of each document are not trained.
     """
+    if not untrained and all(isinstance(record, bytes) for record in records):
+        return Documents(*tokenizer.encode_batch(records, end=True), None)
+    records = [[Part(record, True)] if isinstance(record, bytes) else record for record in records]
     ids, counts = tokenizer.encode_batch([part.text for record in records for part in record])
     behind = np.cumsum(np.fromiter(map(len, records), np.int64, len(records)))
     counts = np.insert(counts, behind, 1)  # the end token is a part more
@@ -137,12 +146,16 @@ def write_part(task: Task, folder: Path, data: Data, tokenizer: Tokenizer, tick:
     with ExitStack() as stack:
         part = _Part(folder / f"{task.number:06d}", dtype_of(tokenizer), stack)
         texts, waiting = 0, []
-        for found in task.records():
-            pieces = _pieces(found, data, part)
-            if pieces is None:
-                continue
-            waiting.append(pieces)
-            texts += sum(len(piece.text) for piece in pieces)
+        for found in task.batches(data.record):
+            if isinstance(found, Found):
+                pieces = _pieces(found, data, part)
+                if pieces is None:
+                    continue
+                waiting.append(pieces)
+                texts += len(pieces) if isinstance(pieces, bytes) else sum(len(piece.text) for piece in pieces)
+            else:
+                waiting += found
+                texts += sum(map(len, found))
             if texts >= TOGETHER:
                 _write(part, waiting, data, tokenizer)
                 tick(texts, len(waiting))
@@ -152,11 +165,11 @@ def write_part(task: Task, folder: Path, data: Data, tokenizer: Tokenizer, tick:
         return part.commit(task.identity)
 
 
-def _pieces(found: Found, data: Data, part: "_Part") -> list[Part] | None:
+def _pieces(found: Found, data: Data, part: "_Part") -> bytes | list[Part] | None:
     reason = found.bad
     if reason is None:
         try:
-            return parts(found.record, data.record)
+            return found.record if isinstance(found.record, bytes) else parts(found.record, data.record)
         except BadRecord as error:
             reason = str(error)
     if data.on_error == "stop":
@@ -167,7 +180,7 @@ def _pieces(found: Found, data: Data, part: "_Part") -> list[Part] | None:
     return None
 
 
-def _write(part: "_Part", waiting: list[list[Part]], data: Data, tokenizer: Tokenizer) -> None:
+def _write(part: "_Part", waiting: list[bytes | list[Part]], data: Data, tokenizer: Tokenizer) -> None:
     if not waiting:
         return
     docs = encoded(waiting, tokenizer, data.record.untrained_tokens)
@@ -184,7 +197,7 @@ class _Part:
     def __init__(self, path: Path, dtype: np.dtype, stack: ExitStack):
         self.path, self.dtype, self.stack = path, dtype, stack
         self.dropped, self.bad, self.written = Counter(), [], 0
-        self.files, self.digests = {}, {}
+        self.files, self.checks = {}, {}
         self._open("bin")
         self._open("sizes")
 
@@ -192,11 +205,11 @@ class _Part:
         temp = self.path.with_name(f"{self.path.name}.{kind}.{os.getpid()}")
         self.stack.callback(temp.unlink, missing_ok=True)
         self.files[kind] = self.stack.enter_context(temp.open("wb"))
-        self.digests[kind] = hashlib.sha256()
+        self.checks[kind] = 0
 
     def _put(self, kind: str, content: np.ndarray) -> None:
         self.files[kind].write(content)
-        self.digests[kind].update(content)
+        self.checks[kind] = zlib.crc32(content, self.checks[kind])
 
     def add(self, docs: Documents) -> None:
         if docs.mask is not None and "trained" not in self.files:
@@ -210,11 +223,10 @@ class _Part:
         self.written += len(docs.ids)
 
     def commit(self, identity: str) -> dict:
-        about = {"task": identity, "bytes": {}, "sha256": {}, "dropped": dict(self.dropped), "bad": self.bad}
+        about = {"task": identity, "bytes": {}, "crc32": self.checks, "dropped": dict(self.dropped), "bad": self.bad}
         for kind, file in self.files.items():
             file.close()
             about["bytes"][kind] = os.path.getsize(file.name)
-            about["sha256"][kind] = self.digests[kind].hexdigest()
             os.replace(file.name, f"{self.path}.{kind}")
         temp = self.path.with_name(f"{self.path.name}.json.{os.getpid()}")
         temp.write_text(json.dumps(about))
@@ -229,8 +241,17 @@ def finished(task: Task, folder: Path) -> dict | None:
         about = json.loads(Path(f"{path}.json").read_text())
         if about["task"] != task.identity:
             return None
-        if any(disk.digest(Path(f"{path}.{kind}")) != digest for kind, digest in about["sha256"].items()):
+        if any(_crc32(Path(f"{path}.{kind}")) != crc for kind, crc in about["crc32"].items()):
             return None
     except (OSError, ValueError, KeyError):
         return None
     return about
+
+
+def _crc32(path: Path) -> int:
+    """Enough to tell a part that a machine which stopped has left with holes."""
+    crc = 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(TOGETHER):
+            crc = zlib.crc32(block, crc)
+    return crc

@@ -21,8 +21,8 @@ class Tokenizer(Protocol):
     def encode(self, text: bytes) -> np.ndarray:
         """[tokens] uint16, or uint32 where the vocabulary is larger."""
 
-    def encode_batch(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts, one behind the other, and [texts] int64, how many each has."""
+    def encode_batch(self, texts: Sequence[bytes], end: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts, one behind the other, each with an END_OF_DOCUMENT if `end`; and [texts] int64, how many each has."""
 
     def decode(self, ids: Iterable[int]) -> bytes:
         """Ids that stand for no text, as END_OF_DOCUMENT, give none."""
@@ -37,8 +37,9 @@ class Bytes:
     def encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, dtype=np.uint8).astype(np.uint16) + 1
 
-    def encode_batch(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        return self.encode(b"".join(texts)), np.fromiter(map(len, texts), np.int64, len(texts))
+    def encode_batch(self, texts: Sequence[bytes], end: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        ids, sizes = self.encode(b"".join(texts)), np.fromiter(map(len, texts), np.int64, len(texts))
+        return (np.insert(ids, np.cumsum(sizes), END_OF_DOCUMENT), sizes + 1) if end else (ids, sizes)
 
     def decode(self, ids: Iterable[int]) -> bytes:
         return bytes(i - 1 for i in ids if i != END_OF_DOCUMENT)

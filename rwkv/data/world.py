@@ -44,8 +44,8 @@ class World:
     def encode(self, text: bytes) -> np.ndarray:
         return self._matcher.encode(text)
 
-    def encode_batch(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        return self._matcher.encode_batch(texts)
+    def encode_batch(self, texts: Sequence[bytes], end: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        return self._matcher.encode_batch(texts, end)
 
     def decode(self, ids: Iterable[int]) -> bytes:
         return b"".join(map(self.tokens.get, ids, itertools.repeat(b"")))

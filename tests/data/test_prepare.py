@@ -109,20 +109,20 @@ def test_newlines_survive_and_the_end_token_ends_documents_only(tmp_path, units_
 
 
 MASKED = {
-    b"pc": [Part(b"ask", False), Part(b"answer", True)],
-    b"cp": [Part(b"answer", True), Part(b"ask", False)],
-    b"all": [Part(b"all", True)],
-    b"none": [Part(b"no", False), Part(b"", False)],
-    b"first": [Part(b"f", True), Part(b"irst", False)],
-    b"end": [Part(b"end", False), Part(b"", True)],
+    "pc": [Part(b"ask", False), Part(b"answer", True)],
+    "cp": [Part(b"answer", True), Part(b"ask", False)],
+    "all": [Part(b"all", True)],
+    "none": [Part(b"no", False), Part(b"", False)],
+    "first": [Part(b"f", True), Part(b"irst", False)],
+    "end": [Part(b"end", False), Part(b"", True)],
 }
 
 
 def test_masks_are_of_tokens_and_the_end_is_as_the_last_part(tmp_path, units_are, monkeypatch):
     """In the infctx trainer the first token of a completion is not trained, and what follows its last one is."""
-    monkeypatch.setattr(tokenise, "parts", lambda record, spec: MASKED[record])
+    monkeypatch.setattr(tokenise, "parts", lambda record, spec: MASKED[record["form"]])
     monkeypatch.setattr(tokenise, "TOGETHER", 5)  # the mask begins after documents that need none
-    units_are(Texts(0, (b"all", b"all")), Texts(1, (b"all", b"pc", b"none")), Texts(2, (b"cp", b"first", b"end", b"all")))
+    units_are(*(Texts(i, tuple({"form": form} for form in forms.split())) for i, forms in enumerate(("all all", "all pc none", "cp first end all"))))
     made = prepare(tmp_path)
     corpus = made.train
     masks = ["".join(str(int(x)) for x in corpus.trained[s : s + n]) for s, n in zip(corpus.starts, corpus.sizes, strict=True)]
@@ -132,10 +132,10 @@ def test_masks_are_of_tokens_and_the_end_is_as_the_last_part(tmp_path, units_are
 
 
 def test_parts_with_and_without_a_mask_are_joined(tmp_path, tiny_tasks, units_are, monkeypatch):
-    monkeypatch.setattr(tokenise, "parts", lambda record, spec: MASKED[record])
+    monkeypatch.setattr(tokenise, "parts", lambda record, spec: MASKED[record["form"]])
     monkeypatch.setattr(scan, "STEP", 4)
     monkeypatch.setattr(scan, "BLOCK", 12)
-    units_are(Texts(0, (b"all", b"all")), Texts(1, ()), Texts(2, (b"pc",)), Texts(3, (b"all",)))
+    units_are(*(Texts(i, tuple({"form": form} for form in forms.split())) for i, forms in enumerate(("all all", "", "pc", "all"))))
     corpus = prepare(tmp_path, "data.processes=1").train
     assert corpus.trained.tolist() == [True] * 8 + [False] * 3 + [True] * 7 + [True] * 4 and len(corpus.trained) == len(corpus.tokens)
 

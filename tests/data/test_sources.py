@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import pickle
+import random
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import zipfile
 import zlib
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -99,6 +102,35 @@ def test_ranges_share_out_every_line_once(size, ending, tmp_path, monkeypatch):
     assert texts("data=jsonl", f"data.path={file}") == whole
     assert whole[20].startswith("a.jsonl, line 21: not JSON")
     assert len({unit.identity for unit in shares}) == len(shares)
+
+
+@pytest.mark.parametrize("size", [1, 16, 100, 10**6])
+def test_blocks_of_lines_are_their_lines(size, tmp_path, monkeypatch):
+    """`texts` reads them one by one and in blocks."""
+    monkeypatch.setattr(text, "BUFFER", size)
+    rng = random.Random(size)
+    lines = [b"", b"  ", b"\r", b"a\rb", b"caf\xe9", b"zero \0", b'{"text": "fine", "id": 1}', b'{"text": " "}', b'{"text": null}', "\u3000".encode()]
+    lines += [b'{"prompt": "a", "completion": "b", "text": "c"}', b'["a"]', b'{"text": "NaN", "x": NaN}', b'{"text": "%s"}' % (b"long " * 50), b"{bad"]
+    for i in range(12):
+        content = rng.choice([b"\n", b"\r\n"]).join(rng.choices(lines, k=rng.randint(0, 9)))
+        file = write(tmp_path / f"{i}.jsonl", rng.choice([b"", text.BOM]) + content + rng.choice([b"", b"\n"]))
+        for option in ("lines", "jsonl"):
+            whole = texts(f"data={option}", f"data.path={file}")
+            with monkeypatch.context() as m:
+                m.setattr(text, "RANGE", rng.choice([7, 40, 200]))
+                shared = texts(f"data={option}", f"data.path={file}")
+            assert shared == whole or not any(isinstance(out, bytes) for out in whole)  # of no record in a range nothing is said
+
+
+def test_plain_text_is_read_many_at_a_time(tmp_path):
+    lines = [b"line %d" % i for i in range(5000)]
+    write(tmp_path / "a.txt", b"\n".join(lines))
+    write(tmp_path / "a.jsonl", b"".join(b'{"text": "%s", "id": 1}\n\n' % line for line in lines))
+    pq.write_table(pa.table({"id": range(5000), "text": [line.decode() for line in lines]}), tmp_path / "a.parquet")
+    for option, name in (("lines", "a.txt"), ("jsonl", "a.jsonl"), ("parquet", "a.parquet")):
+        data = data_of(f"data={option}", f"data.path={tmp_path / name}")
+        got = [found for unit in units(data) for found in unit.batches(data.record)]
+        assert all(isinstance(found, list) for found in got) and sum(got, []) == lines, option
 
 
 def test_units_can_be_sent_to_other_processes_and_read_again(tmp_path):

@@ -27,6 +27,9 @@ def test_batches(tok):
     each = [tok.encode(text) for text in texts]
     assert [list(x) for x in each] == [list(ids[end - n : end]) for n, end in zip(sizes, sizes.cumsum(), strict=True)]
     assert [tok.decode(x) for x in each] == texts
+    ids, sizes = tok.encode_batch(texts, end=True)
+    assert [list(ids[end - n : end]) for n, end in zip(sizes, sizes.cumsum(), strict=True)] == [[*x, 0] for x in each]
+    assert (ids.dtype, sizes.dtype, len(ids)) == ("uint16", "int64", sizes.sum())
     ids, sizes = tok.encode_batch([])
     assert (len(ids), len(sizes), ids.dtype) == (0, 0, "uint16")
 

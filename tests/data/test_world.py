@@ -73,7 +73,7 @@ def test_it_is_the_greedy_longest_match(world, form, kind):
     tokens = list(world.tokens.values())
     ids = {token: i for i, token in world.tokens.items()}
     texts = list({"real": real_texts, "runs": runs, "strange": lambda: strange(tokens), "every token": lambda: tokens}[kind]())
-    found, sizes = form.encode_batch(texts)
+    found, sizes = form.encode_batch(texts, False)
     for text, size, end in zip(texts, sizes, sizes.cumsum(), strict=True):
         got = found[end - size : end].tolist()
         assert got == longest_match(ids, text)
@@ -83,9 +83,11 @@ def test_it_is_the_greedy_longest_match(world, form, kind):
 
 def test_texts_of_a_batch_do_not_touch(world, form):
     whole = world.encode(b"The quick brown fox")
-    ids, sizes = form.encode_batch([bytes([b]) for b in b"The quick brown fox"])
+    ids, sizes = form.encode_batch([bytes([b]) for b in b"The quick brown fox"], False)
     assert list(sizes) == [1] * 19 and len(whole) < 19
     assert ids.tolist() == [b + 1 for b in b"The quick brown fox"]
+    ids, sizes = form.encode_batch([b"T", b"", b"ab"], True)
+    assert (sizes.tolist(), ids.tolist()) == ([2, 1, len(world.encode(b"ab")) + 1], [85, 0, 0, *world.encode(b"ab"), 0])
 
 
 def test_it_equals_the_package_on_text(world):

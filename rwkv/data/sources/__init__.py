@@ -1,10 +1,10 @@
 """Where documents come from: the units of a source, each read by one process, in a fixed order."""
 
 from rwkv.config.schema import Data
-from rwkv.data.sources.unit import Found, Unit
+from rwkv.data.sources.unit import Batched, Found, Unit
 from rwkv.errors import DataError
 
-__all__ = ["Found", "Unit", "units"]
+__all__ = ["Batched", "Found", "Unit", "units"]
 
 
 def units(data: Data, validation: bool = False) -> list[Unit]:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkv.config.schema import Record
-from rwkv.data.records import columns_of
+from rwkv.data.records import columns_of, plain_texts
 from rwkv.data.sources.storage import Damaged, File
 from rwkv.data.sources.text import RANGE, unreadable
 from rwkv.data.sources.unit import Found, Unit, Unreadable
 from rwkv.errors import DataError
 
 ROWS = 1000  # turned into Python objects together
+ALL = 2**62  # batches, where their number is not known
 
 
 def _pyarrow() -> Any:
@@ -29,6 +30,16 @@ def rows(table: Any, record: Record, place: Callable[[int], str]) -> Iterator[Fo
     """A table's or batch's rows; `place` says where the i-th is."""
     for i, row in enumerate(_python(table.select(columns_of(record, table.schema.names)))):
         yield (Found(place(i), row, None) if isinstance(row, dict) else Found(place(i), None, row))
+
+
+def batches(table: Any, record: Record, place: Callable[[int], str]) -> Iterator[Found | list[bytes]]:
+    """The same; a list of texts if that is all that its records are made of."""
+    names = columns_of(record, table.schema.names)
+    try:
+        texts = plain_texts(({names[0]: value} for value in table.column(names[0]).to_pylist()), record) if len(names) == 1 else None
+    except ValueError:  # UnicodeDecodeError among them: some row, `rows` says which
+        texts = None
+    yield from ([texts] if texts else rows(table, record, place))
 
 
 def _python(table: Any) -> Iterator[dict | str]:
@@ -60,6 +71,12 @@ class Part:
         return f"{self.file.identity} {self.first} {self.stop}"
 
     def read(self) -> Iterator[Found]:
+        return self._records(rows)
+
+    def batches(self, record: Record) -> Iterator[Found | list[bytes]]:
+        return self._records(batches)
+
+    def _records(self, read: Callable[..., Iterator[Any]]) -> Iterator[Any]:
         pa, row = _pyarrow(), self.row
         try:
             with self.file.trouble(), opened(self.file) as source:
@@ -67,7 +84,7 @@ class Part:
                     if not columns_of(self.record, table.schema.names):
                         yield Found(self.file.name, None, no_column(self.record, table.schema.names))
                         return
-                    yield from rows(table, self.record, lambda i, row=row: f"{self.file.name}, row {row + i}")
+                    yield from read(table, self.record, lambda i, row=row: f"{self.file.name}, row {row + i}")
                     row += table.num_rows
         except (OSError, Damaged, pa.ArrowException) as error:
             yield Found(f"{self.file.name}, after row {row - 1}" if row > 1 else self.file.name, None, _why(error))
@@ -124,16 +141,16 @@ class Batches(Part):
                 yield batch.slice(start, ROWS)
 
 
-def _batches(pa: Any, file: File, source: Any, first: int = 0, stop: int | None = None) -> Iterator[Any]:
+def _batches(pa: Any, file: File, source: Any, first: int = 0, stop: int = ALL) -> Iterator[Any]:
     if not file.compression:
         magic = source.read(6)
         source.seek(0)
         if magic == b"ARROW1":
             reader = pa.ipc.open_file(source)
-            yield from (reader.get_batch(i) for i in range(first, reader.num_record_batches if stop is None else stop))
+            yield from (reader.get_batch(i) for i in range(first, min(stop, reader.num_record_batches)))
             return
     for i, batch in enumerate(pa.ipc.open_stream(source)):
-        if stop is not None and i >= stop:
+        if i >= stop:
             return
         if i >= first:
             yield batch
@@ -157,7 +174,7 @@ def arrow_units(file: File, record: Record) -> list[Unit]:
     """Of batches of about RANGE bytes together where the file is on disk, else the file."""
     pa = _pyarrow()
     if file.compression or file.fs is not None:
-        return [Batches(file, record, 0, 2**62, 1, file.size)]
+        return [Batches(file, record, 0, ALL, 1, file.size)]
     try:
         with opened(file) as source:
             batches = [(batch.num_rows, batch.nbytes) for batch in _batches(pa, file, source)]

@@ -4,7 +4,7 @@ import functools
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from rwkv.config.schema import Data, Record
 from rwkv.data.records import columns_of
-from rwkv.data.sources.columnar import ROWS, no_column, rows
+from rwkv.data.sources.columnar import ROWS, batches, no_column, rows
 from rwkv.data.sources.text import RANGE
 from rwkv.data.sources.unit import Found, Unit
 from rwkv.errors import DataError
@@ -54,6 +54,12 @@ class RowRange:
         return f"{self.name} {self.version} {self.first} {self.stop}"
 
     def read(self) -> Iterator[Found]:
+        return self._records(rows)
+
+    def batches(self, record: Record) -> Iterator[Found | list[bytes]]:
+        return self._records(batches)
+
+    def _records(self, read: Callable[..., Iterator[Any]]) -> Iterator[Any]:
         data = _downloaded(self.name)
         columns = columns_of(self.record, data.column_names)
         if not columns:
@@ -61,7 +67,7 @@ class RowRange:
             return
         row = self.first + 1
         for table in data.select_columns(columns).select(range(self.first, self.stop)).with_format("arrow").iter(ROWS):
-            yield from rows(table, self.record, lambda i, row=row: f"{self.name}, row {row + i}")
+            yield from read(table, self.record, lambda i, row=row: f"{self.name}, row {row + i}")
             row += table.num_rows
 
 

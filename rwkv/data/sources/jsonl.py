@@ -8,9 +8,11 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from rwkv.config.schema import Record
 from rwkv.data.pieces import kind_of
+from rwkv.data.records import plain_texts
 from rwkv.data.sources.storage import Damaged, File
-from rwkv.data.sources.text import BOM, LONGEST, TOO_LONG, Line, LineRange, WholeFile, broken_off, ranges, unreadable
+from rwkv.data.sources.text import BOM, LONGEST, TOO_LONG, Line, LineRange, WholeFile, ranges, unreadable
 from rwkv.data.sources.unit import Found, Unit, Unreadable
 
 
@@ -45,21 +47,16 @@ def _parse(raw: bytes) -> tuple[Any, str | None]:
 class JsonLines(LineRange):
     """Each line a record; blank lines are none."""
 
-    def read(self) -> Iterator[Found]:
-        place: Line | None = None
-        none = True
+    def found(self, place: Line, line: bytes | None) -> Found | None:
+        if line is None:
+            return Found(place, None, TOO_LONG)
+        return Found(place, *parse(line)) if line and not line.isspace() else None
+
+    def plain(self, lines: list[bytes | None], record: Record) -> list[bytes] | None:
         try:
-            for place, line in self.lines():
-                if line is None:
-                    yield Found(place, None, TOO_LONG)
-                elif line and not line.isspace():
-                    none = False
-                    yield Found(place, *parse(line))
-        except (OSError, Damaged) as error:
-            yield broken_off(self.file, place, error)
-            return
-        if none and self.start == 0 and self.end is None:
-            yield Found(self.file.name, None, "empty")
+            return plain_texts(map(orjson.loads, filter(None, lines)), record) if None not in lines else None
+        except orjson.JSONDecodeError:
+            return None
 
 
 @dataclass(frozen=True)

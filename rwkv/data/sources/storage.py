@@ -119,7 +119,9 @@ class File:
     def stream(self) -> BinaryIO:
         """Uncompressed, to be read from its start to its end. Raises as `open`, and Damaged while it is read."""
         raw = self.open()
-        return io.BufferedReader(Decompressed(raw, DECOMPRESSORS[self.compression]), BUFFER) if self.compression else raw
+        if self.compression:
+            raw = Decompressed(raw, DECOMPRESSORS[self.compression])
+        return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, BUFFER)  # some file systems have no readline(size)
 
     @contextmanager
     def trouble(self) -> Iterator[None]:
@@ -142,7 +144,8 @@ def find(path: str, storage: dict[str, Any] | None, setting: str) -> list[File |
     """
     found = sorted(_remote(path, storage, setting) if "://" in path else _local(path, setting), key=lambda file: PurePosixPath(file.name).parts)
     if not found:
-        raise DataError(f"{setting}={path}: no file {'matches' if _is_pattern(path) else 'in it'}")
+        away = ", or it cannot be reached" if "://" in path else ""
+        raise DataError(f"{setting}={path}: no file {'matches' if _is_pattern(path) else 'in it'}{away}")
     return [out for file in found for out in (_members(file) if isinstance(file, File) and file.path.lower().endswith(".zip") else [file])]
 
 
@@ -190,7 +193,7 @@ def _remote(path: str, storage: dict[str, Any] | None, setting: str) -> Iterator
         fs, root = fsspec.core.url_to_fs(path, **(storage or {}))
         if _is_pattern(root):
             infos, start = (fs.glob(root, detail=True), root[: min(root.index(c) for c in "*?[" if c in root)].rpartition("/")[0])
-        elif fs.isfile(root):
+        elif not path.endswith("/") and fs.isfile(root):
             infos, start = {root: fs.info(root)}, root.rpartition("/")[0]
         else:
             infos, start = fs.find(root, detail=True), root
@@ -203,6 +206,8 @@ def _remote(path: str, storage: dict[str, Any] | None, setting: str) -> Iterator
     except Exception as error:  # each file system has its own classes of errors
         raise DataError(f"{setting}={path}: cannot be listed: {type(error).__name__}: {error} (data.storage has the options of the file system)") from error
     for name, info in sorted(infos.items()):
+        if info.get("size") is None:  # as in the listings of web servers
+            info = fs.info(name)
         shown = name.removeprefix(start).lstrip("/")
         if info["type"] == "file" and not any(part.startswith(".") for part in shown.split("/")):
             stamp = str(next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created") if info.get(k)), ""))

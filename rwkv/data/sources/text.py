@@ -1,11 +1,12 @@
 """Text: a file is a document, or each of its lines is one."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from rwkv.data.sources.storage import Damaged, File
+from rwkv.config.schema import Record
+from rwkv.data.sources.storage import BUFFER, Damaged, File
 from rwkv.data.sources.unit import Found, Place
 
 BOM = b"\xef\xbb\xbf"  # at the start of a file it says that the file is UTF-8, and is no text
@@ -96,23 +97,71 @@ class LineRange:
     def identity(self) -> str:
         return f"{self.file.identity} {self.start} {self.end}"
 
-    def lines(self) -> Iterator[tuple[Line, bytes | None]]:
-        """(place, line without its end), None for a line longer than LONGEST. Raises OSError, Damaged."""
+    def read(self) -> Iterator[Found]:
+        return self._records(lambda lines: None)
+
+    def batches(self, record: Record) -> Iterator[Found | list[bytes]]:
+        return self._records(lambda lines: self.plain(lines, record))
+
+    def plain(self, lines: list[bytes | None], record: Record) -> list[bytes] | None:
+        """The texts of lines, if each is surely one or is none at all."""
+        raise NotImplementedError
+
+    def found(self, place: Line, line: bytes | None) -> Found | None:
+        """The record of a line, if it is one; of None, a line longer than LONGEST."""
+        raise NotImplementedError
+
+    def _records(self, plain: Callable[[list[bytes | None]], list[bytes] | None]) -> Iterator[Any]:
+        place, none = None, self.start == 0 and self.end is None
+        try:
+            for number, lines in self._lines():
+                texts = plain(lines)
+                found = [texts] if texts else (self.found(Line(self.file, self.start, number + i), line) for i, line in enumerate(lines))
+                for record in filter(None, found):
+                    none = False
+                    yield record
+                place = Line(self.file, self.start, number + len(lines) - 1)
+        except (OSError, Damaged) as error:
+            yield broken_off(self.file, place, error)
+            return
+        if none:
+            yield Found(self.file.name, None, "empty")
+
+    def _lines(self) -> Iterator[tuple[int, list[bytes | None]]]:
+        """(number of the first, lines without their ends) of a block; None for a line longer than LONGEST. Raises OSError, Damaged."""
+        number = 1
+        for block in self._blocks():
+            if number == 1 and self.start == 0:
+                block = block.removeprefix(BOM)
+            lines: list[bytes | None] = block.removesuffix(b"\n").split(b"\n")
+            if b"\r" in block:
+                lines = [line.removesuffix(b"\r") for line in lines]
+            if len(block) > LONGEST:
+                lines = [line if len(line) <= LONGEST else None for line in lines]
+            yield number, lines
+            number += len(lines)
+
+    def _blocks(self) -> Iterator[bytes]:
+        """The bytes of the range, in blocks that end where a line does, or the file, or in a line longer than LONGEST."""
         with self.file.trouble(), self.file.stream() as stream:
             at = self.start
             if at:
                 stream.seek(at - 1)
                 at += len(stream.readline()) - 1
-            number = 0
             while self.end is None or at < self.end:
-                line = stream.readline(LONGEST)
-                if not line:
+                block = stream.read1(BUFFER if self.end is None else min(BUFFER, self.end - at))  # not read: it loses what is before a damaged part
+                if not block:
                     return
-                whole = line.endswith(b"\n") or len(line) < LONGEST
-                at, number = (at + len(line) + (0 if whole else _skip_line(stream)), number + 1)
-                if number == 1 and self.start == 0:
-                    line = line.removeprefix(BOM)
-                yield (Line(self.file, self.start, number), line.removesuffix(b"\n").removesuffix(b"\r") if whole else None)
+                at += len(block)
+                whole = block.rfind(b"\n") + 1
+                if whole:
+                    yield block[:whole]
+                if whole < len(block):
+                    rest = stream.readline(LONGEST)
+                    yield block[whole:] + rest
+                    at += len(rest)
+                    if len(rest) == LONGEST and not rest.endswith(b"\n"):
+                        at += _skip_line(stream)
 
 
 def _skip_line(stream: BinaryIO) -> int:
@@ -131,17 +180,12 @@ TOO_LONG = f"longer than {LONGEST} bytes"
 class Lines(LineRange):
     """Each line a document."""
 
-    def read(self) -> Iterator[Found]:
-        place: Line | None = None
-        try:
-            for place, line in self.lines():
-                bad = TOO_LONG if line is None else not_text(line)
-                yield Found(place, None if bad else line, bad)
-        except (OSError, Damaged) as error:
-            yield broken_off(self.file, place, error)
-            return
-        if place is None and self.start == 0:
-            yield Found(self.file.name, None, "empty")
+    def found(self, place: Line, line: bytes | None) -> Found:
+        bad = TOO_LONG if line is None else not_text(line)
+        return Found(place, None if bad else line, bad)
+
+    def plain(self, lines: list[bytes | None], record: Record) -> list[bytes] | None:
+        return None if None in lines or any(map(not_text, lines)) else lines
 
 
 def ranges(file: File) -> list[tuple[int, int | None]]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from rwkv.config.schema import Record
 
 
 class Place(Protocol):
@@ -43,6 +45,15 @@ class Unit(Protocol):
 
     def read(self) -> Iterator[Found]:
         """Its records in order. Raises DataError if the unit as a whole cannot be read."""
+        ...
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A unit that can tell many records at once to be nothing but text."""
+
+    def batches(self, record: Record) -> Iterator[Found | list[bytes]]:
+        """What `read` yields, but for lists of texts in the place of records of which `record` makes a whole document, all of it trained."""
         ...
 
 
