@@ -51,7 +51,7 @@ def test_stopped_inside_a_document_and_taken_up_again(tmp_path):
     def args(out):
         return tiny(
             "data=text", f"data.path={tmp_path}/text.txt", f"out={tmp_path}/{out}", "layout=document", "layout.rows=1", "ctx_len=64",
-            "trainer.tokens=60k", "bptt.states=host", "checkpoint.every=1",
+            "trainer.tokens=180k", "bptt.states=host", "checkpoint.every=1",
         )  # fmt: skip
 
     assert command("train", *args("whole"), cwd=tmp_path, timeout=300).returncode == 0
