@@ -46,7 +46,7 @@ def tokenise_and_join(units: list[Unit], data: Data, spec: schema.Tokenizer, tok
     bad = [entry for about in abouts for entry in about["bad"]][:SHOWN]
     if not any(about["bytes"]["bin"] for about in abouts):
         why = [f"{n:,} {reason}" for reason, n in dropped.items()] + [f"the first of them: {where}: {reason}" for where, reason in bad[:1]]
-        raise DataError(f"data={data.kind} {data.path or data.name or ''}: no document left of it ({'; '.join(why) or 'no records in it'})")
+        raise DataError(f"{data.path or data.name or data.kind}: no document left of it ({'; '.join(why) or 'no records in it'})")
     _check_space(parts, abouts)
     paths = [parts / f"{task.number:06d}" for task in tasks]
     index, place, digests, highest = _join(paths, abouts, folder, dtype_of(tok), processes)
