@@ -8,12 +8,16 @@ import sys
 
 from rwkv.config import cli
 from rwkv.errors import ConfigError
-from rwkv.training.signals import watch_parent
+from rwkv.training.signals import watching_parent
 
 
 def main(argv: list[str]) -> int:
     """Compose the settings from argv, check them, train. Returns the exit code."""
-    is_job = watch_parent()
+    with watching_parent() as is_job:
+        return _main(argv, is_job)
+
+
+def _main(argv: list[str], is_job: bool) -> int:
     overrides, flags = cli.separate(argv)
     if "--help" in flags or "-h" in flags:
         print(cli.usage("train", __doc__.split(": ", 1)[1], "[-m] [--wait]"))

@@ -5,6 +5,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 PARENT = "RWKV_PARENT"  # environment: the process that this one must not outlive
@@ -50,21 +52,27 @@ def in_batch_job() -> bool:
     return "SUBMITIT_EXECUTOR" in os.environ
 
 
-def watch_parent() -> bool:
+@contextmanager
+def watching_parent() -> Iterator[bool]:
     """Whether this was started by another process of ours, `RWKV_PARENT`: a job of a sweep, or a rank. SIGTERM comes when that ends.
 
-    Further ranks, which this process will start, watch it in turn.
+    Inside, further ranks, which this process will start, watch it in turn; what it starts afterwards does not.
     """
-    parent = int(os.environ.get(PARENT, 0))
-    os.environ[PARENT] = str(os.getpid())
-
-    if parent in (0, os.getpid()):  # the latter after an earlier run in this process
-        return False
+    before = os.environ.get(PARENT)
+    parent = int(before or 0)
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
-    return True
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
+    os.environ[PARENT] = str(os.getpid())
+    try:
+        yield bool(parent)
+    finally:
+        if before is None:
+            os.environ.pop(PARENT, None)
+        else:
+            os.environ[PARENT] = before
