@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from rwkv.errors import KernelError
@@ -27,18 +28,23 @@ def compile_cpp(source: Path) -> Path:
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=TIMEOUT_S).stdout
         parts = [with_includes(source), shlex.join(compiler).encode(), version, _cpu().encode(), " ".join(FLAGS + NATIVE).encode()]
-        digest = hashlib.sha256(b"\0".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:20]
-        folder = cache_folder()
-        library = folder / f"{source.stem}-{digest}.so"
-        if not library.exists():
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(dir=folder) as tmp:
-                built = Path(tmp, "lib.so")
-                _build(compiler, source, built)
-                built.replace(library)  # whole or not at all, whoever else builds it now
+        return cached(source.stem, ".so", parts, lambda out: _build(compiler, source, out))
     except (OSError, subprocess.TimeoutExpired) as e:
         raise KernelError(f"{source.name} was not built: {e}") from e
-    return library
+
+
+def cached(stem: str, suffix: str, parts: list[bytes], build: Callable[[Path], None]) -> Path:
+    """The file that `build` makes of `parts`, from the user's cache folder or built into it. Raises OSError if that cannot be written."""
+    digest = hashlib.sha256(b"\0".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:20]
+    folder = cache_folder()
+    file = folder / f"{stem}-{digest}{suffix}"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=folder) as tmp:
+            built = Path(tmp, "built")
+            build(built)
+            built.replace(file)  # whole or not at all, whoever else builds it now
+    return file
 
 
 def with_includes(source: Path) -> bytes:

@@ -2,16 +2,14 @@
 
 import ctypes
 import functools
-import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rwkv.compile_cpp import cache_folder, with_includes
+from rwkv.compile_cpp import cached, with_includes
 from rwkv.errors import KernelError
 from rwkv.kernels import dry
 
@@ -33,11 +31,9 @@ class Kernel:
 
     def why_not(self, x: Tensor) -> str | None:
         """None if the kernel can be launched on the device of `x`, else the reason. Compiles at the first call."""
-        if dry.running():
-            return None if dry.device_type(x) == "cuda" else "CUDA devices only"
-        if not x.is_cuda or torch.version.hip:
+        if dry.device_type(x) != "cuda" or torch.version.hip:
             return "CUDA devices only"
-        return self._on(x.device.index)[1]
+        return None if dry.running() else self._on(x.device.index)[1]
 
     def launch(self, blocks: int, *args: Tensor | int | None) -> None:
         """Tensors are passed as pointers, null for None, and integers as int. The first is a tensor on the current device."""
@@ -78,10 +74,9 @@ def arguments(args: Sequence[Tensor | int | None]) -> tuple[list, ctypes.Array]:
 
 def _call(name: str, *args) -> None:
     """A function of the driver."""
-    driver = _driver()
-    if code := getattr(driver, name)(*args):
+    if code := getattr(_driver(), name)(*args):
         text = ctypes.c_char_p()
-        driver.cuGetErrorName(code, ctypes.byref(text))
+        _driver().cuGetErrorName(code, ctypes.byref(text))
         raise KernelError(f"{name}: {(text.value or b'error').decode()} ({code})")
 
 
@@ -96,20 +91,15 @@ def _compiled(source: Path, architecture: str) -> bytes:
     major, minor = ctypes.c_int(), ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     options = [f"--gpu-architecture={architecture}", "--std=c++17"]
-    text = with_includes(source)
-    digest = hashlib.sha256(text + repr((options, major.value, minor.value)).encode()).hexdigest()[:20]
-    cubin = cache_folder() / f"{source.stem}-{digest}.cubin"
-    if cubin.exists():
-        return cubin.read_bytes()
-    image = _compile(nvrtc, source.name, text, options)
+    text, version = with_includes(source), f"{major.value}.{minor.value}"
+
+    def image() -> bytes:
+        return _compile(nvrtc, source.name, text, options)
+
     try:
-        cubin.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=cubin.parent, delete=False) as f:
-            f.write(image)
-        os.replace(f.name, cubin)  # whole or not at all
+        return cached(source.stem, ".cubin", [text, " ".join(options).encode(), version.encode()], lambda out: out.write_bytes(image())).read_bytes()
     except OSError:
-        pass  # compiled again by the next process
-    return image
+        return image()  # as the next process will
 
 
 def _compile(nvrtc: ctypes.CDLL, name: str, text: bytes, options: list[str]) -> bytes:
