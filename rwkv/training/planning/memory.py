@@ -104,8 +104,10 @@ def shares(kind: str, params: Parameters, work: Work, world: int, cuda: bool) ->
 
 def at_work(work: Work, chunk: Chunk, group: int, world: int) -> Bytes:
     """What is there while a chunk's gradient is computed, or in validation, whichever is more."""
-    kept = chunk.inputs + chunk.by_block if work.recompute else chunk.kept
-    training = kept + max(chunk.logits, chunk.backward)
+    if work.recompute:  # `rwkv.bptt.layerwise`: the head's backward is through before a block is computed again
+        training = chunk.inputs + max(chunk.logits, chunk.by_block + chunk.backward)
+    else:
+        training = chunk.kept + max(chunk.logits, chunk.backward)
     validation = chunk.forward * -(-VAL_ROWS // world) // group + chunk.logits
     return {"activations": max(training, validation) - chunk.logits, "logits": chunk.logits}
 
