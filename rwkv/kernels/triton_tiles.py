@@ -46,7 +46,13 @@ def place(n, G, H, T, C: tl.constexpr, N: tl.constexpr):
     """This program's batch row, first token, tile number, and the offset of its first token in [B, T, H, N]."""
     pid = tl.program_id(0).to(tl.int64)
     g, c = pid % G, pid // G  # heads of one chunk side by side: their tokens share memory pages
-    return g // H, c * C, g * n + c, ((g // H * T + c * C) * H + g % H) * N
+    return g // H, c * C, g * n + c, first_token(g, c, H, T, C, N)
+
+
+@triton.jit
+def first_token(g, c, H, T, C: tl.constexpr, N: tl.constexpr):
+    """The offset in [B, T, H, N] of the first token of chunk c of head g, an int64."""
+    return ((g // H * T + c * C) * H + g % H) * N
 
 
 @triton.jit

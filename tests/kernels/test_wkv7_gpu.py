@@ -1,5 +1,6 @@
 """WKV-7 in Triton: on a GPU where there is one, and in Triton's interpreter on the CPU."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -44,6 +45,12 @@ def on_gpu(*args):
     return wkv7(*args, backend="triton")
 
 
+def fused_chain():
+    """`triton.plan`, but that the chain computes what it otherwise leaves to kernels of their own."""
+    plan = triton.plan
+    return lambda r: dataclasses.replace(plan(r), fused_chain=True)
+
+
 def repeated_keys(x):
     """The worst case for the inverse: one key at every token, nothing forgotten, the old value replaced whole."""
     r, w, k, v, a, b, s = x
@@ -65,9 +72,11 @@ INTERPRET = """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # what torch.empty gives is then NaN
     from tests.kernels import triton_interpreter
-    from tests.kernels.test_wkv7_gpu import both, cases, make_inputs, repeated_keys, worst
-    from rwkv.kernels.wkv7.triton import wkv7_triton
-    dtype = getattr(torch, sys.argv[1])
+    from tests.kernels.test_wkv7_gpu import both, cases, fused_chain, make_inputs, repeated_keys, triton, worst
+    wkv7_triton, dtype = triton.wkv7_triton, getattr(torch, sys.argv[1])
+    if sys.argv[2] == "fused":
+        triton.plan = fused_chain()
+        triton_interpreter.backwards()
     for i, (B, T, H, N, decay, resets) in enumerate(cases()):
         x, reset, grads = make_inputs(B, T, H, N, decay, resets, seed=i)
         print(worst(*both(wkv7_triton, x, reset, grads, dtype)))
@@ -78,9 +87,10 @@ INTERPRET = """
 
 
 @interpreted
+@pytest.mark.parametrize("chain", ["alone", "fused"])
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_the_kernels_in_the_interpreter(dtype):
-    out = interpret(INTERPRET, str(dtype).removeprefix("torch."))
+def test_the_kernels_in_the_interpreter(dtype, chain):
+    out = interpret(INTERPRET, str(dtype).removeprefix("torch."), chain)
     assert len(out) >= len(cases()) and all(float(x) < BOUNDS[dtype] for x in out), out
 
 
@@ -127,21 +137,22 @@ def test_parts_of_the_gradient_in_the_interpreter():
     interpret("""
         import torch
         from tests.kernels import triton_interpreter
-        from tests.kernels.test_wkv7_gpu import make_inputs
-        from rwkv.kernels.wkv7.triton import wkv7_triton
+        from tests.kernels.test_wkv7_gpu import fused_chain, make_inputs, triton
+        wkv7_triton = triton.wkv7_triton
         x, reset, (dy, ds) = make_inputs(1, 20, 1, 16, resets=True)
         x, dy, ds = [t.float().requires_grad_() for t in x], dy.float(), ds.float()
-        y, s = wkv7_triton(*x, reset)
-        whole = torch.autograd.grad([y, s], x, [dy, ds], retain_graph=True)
-        parts = [torch.autograd.grad(t, x, g, retain_graph=True) for t, g in ((y, dy), (s, ds))]
-        for a, b, c in zip(whole, *parts):
-            torch.testing.assert_close(a, b + c)
-        with torch.no_grad():
-            got = wkv7_triton(*x, reset)
-        assert torch.equal(got[0], y) and torch.equal(got[1], s) and not got[0].requires_grad
-        one = [t.detach() for t in x]
-        one[2].requires_grad_()
-        assert torch.equal(torch.autograd.grad(wkv7_triton(*one, reset), one[2], [dy, ds])[0], whole[2])
+        for triton.plan in (triton.plan, fused_chain()):
+            y, s = wkv7_triton(*x, reset)
+            whole = torch.autograd.grad([y, s], x, [dy, ds], retain_graph=True)
+            parts = [torch.autograd.grad(t, x, g, retain_graph=True) for t, g in ((y, dy), (s, ds))]
+            for a, b, c in zip(whole, *parts):
+                torch.testing.assert_close(a, b + c)
+            with torch.no_grad():
+                got = wkv7_triton(*x, reset)
+            assert torch.equal(got[0], y) and torch.equal(got[1], s) and not got[0].requires_grad
+            one = [t.detach() for t in x]
+            one[2].requires_grad_()
+            assert torch.equal(torch.autograd.grad(wkv7_triton(*one, reset), one[2], [dy, ds])[0], whole[2])
     """)
 
 
@@ -180,8 +191,10 @@ def test_inputs_of_different_kinds_are_refused():
 @pytest.mark.gpu
 @cuda
 @pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("case", [*cases(), (1, 200, 2, 128, "mixed", True), (2, 300, 3, 64, "mixed", True)])
-def test_outputs_and_gradients(dtype, case):
+@pytest.mark.parametrize("plan", [triton.plan, fused_chain()], ids=["planned", "fused chain"])
+@pytest.mark.parametrize("case", [*cases(), (1, 200, 2, 128, "mixed", True), (2, 300, 3, 64, "mixed", True), (40, 70, 4, 64, "mixed", True)])
+def test_outputs_and_gradients(dtype, case, plan, monkeypatch):
+    monkeypatch.setattr(triton, "plan", plan)
     B, T, H, N, decay, resets = case
     if reason := registry.cannot("wkv7", "triton", torch.empty(1, 1, 1, N, dtype=dtype, device="cuda")):
         pytest.skip(reason)

@@ -43,6 +43,12 @@ def patch(tensor, scope):
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+def backwards():
+    """From here on programs run from the last to the first: what one writes in another's place shows in one of the orders."""
+    forwards = interpreter.InterpreterBuilder.set_grid_idx
+    interpreter.InterpreterBuilder.set_grid_idx = lambda self, x, y, z: forwards(self, self.grid_dim[0] - 1 - x, y, z)
+
+
 interpreter.InterpreterBuilder.cast_impl = cast
 interpreter.InterpreterBuilder.create_dot = dot
 interpreter._patch_lang_tensor = patch

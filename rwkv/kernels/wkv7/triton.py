@@ -69,7 +69,8 @@ class Plan:
     factors: tuple[int, int | None] = (4, None)  # warps of chunk_factors, and its most registers a thread
     gradients: tuple[int, int | None] = (4, None)  # the same of gradients
     small: tuple[int, int | None] = (4, None)  # the same of outputs and chain_source
-    chain: tuple[int, int] = (16, 4)  # rows of the state a warp, which then waits for no other; chunks loaded ahead + 1
+    chain: tuple[int, int] = (16, 4)  # rows of the state a warp, and chunks loaded ahead + 1; a warp alone waits for no other
+    fused_chain: bool = False  # it does the work of outputs and chain_source: fewer bytes in all, more time a chunk
 
 
 def plan(r: Tensor) -> Plan:
@@ -89,12 +90,16 @@ def _forward(inputs, state, reset, keep):
     inputs = [x.contiguous() for x in inputs]
     r, state, flags = inputs[0], state.contiguous(), gpu.flags(reset)
     go = _Launch(r, flags)
-    S, y, last = go.tile(go.N, go.N), torch.empty_like(r), torch.empty_like(state)
+    S = go.tile(go.N, go.N) if keep or not go.plan.fused_chain else None
+    y, last = torch.empty_like(r), torch.empty_like(state)
     recompute = go.plan.recompute or again.selecting()
     with gpu.on_device_of(r):
         P, Q, D, Rw, Y0, Ti = _factors(go, inputs, keep and not recompute)
-        go.chain("chain", P, Q, D, state, S, last, REVERSE=False)
-        go.chunks("outputs", Rw, Y0, S, y)
+        if go.plan.fused_chain:
+            go.chain(P, Q, D, state, S, last, Rw, Y0, y)
+        else:
+            go.chain(P, Q, D, state, S, last)
+            go.chunks("outputs", Rw, Y0, S, y)
     factors = (None,) * 4 if recompute else (P, D, Rw, Ti)
     return y, last, (*inputs, flags, S, *factors) if keep else None
 
@@ -116,13 +121,17 @@ def _backward(kept, dy, dlast):
     go = _Launch(r, flags)
     dy = torch.zeros_like(r) if dy is None else dy.contiguous()
     dlast = torch.zeros(B, H, N, N, dtype=torch.float32, device=r.device) if dlast is None else dlast.contiguous()
-    Q, Gr, dstate = go.tile(N, N), go.tile(N, N), torch.empty_like(dlast)
+    Gr, dstate = go.tile(N, N), torch.empty_like(dlast)
     grads = [torch.empty_like(x) for x in inputs]
     with gpu.on_device_of(r):
         if P is None:
             P, _, D, Rw, _, Ti = _factors(go, inputs, keep=True)
-        go.chunks("chain_source", dy, Rw, Q)
-        go.chain("chain", P, Q, D, dlast, Gr, dstate, REVERSE=True)
+        if go.plan.fused_chain:
+            go.chain(P, None, D, dlast, Gr, dstate, Rw, dy=dy, REVERSE=True)
+        else:
+            Q = go.tile(N, N)
+            go.chunks("chain_source", dy, Rw, Q)
+            go.chain(P, Q, D, dlast, Gr, dstate, REVERSE=True)
         if (go.N, go.plan.chunk, go.plan.dot) == (64, 32, torch.bfloat16) and GRADIENTS.why_not(r) is None:
             GRADIENTS.launch(go.n * go.G, *inputs, flags, dy, D, S, Ti, Gr, *grads, go.n, go.G, go.H, go.T)
         else:
@@ -138,7 +147,7 @@ class _Launch:
         self.G, self.plan, self.like = B * self.H, plan(r), r
         self.n = gpu.cdiv(self.T, self.plan.chunk)
         self.flags, self.reset = (r, False) if flags is None else (flags, True)
-        self.common = {"N": self.N, "PREC": self.plan.prec, "DOT": self.plan.dot}
+        self.common = {"N": self.N, "C": self.plan.chunk, "PREC": self.plan.prec, "DOT": self.plan.dot}
 
     def tile(self, *shape: int) -> Tensor:
         return torch.empty(self.G, self.n, *shape, dtype=self.plan.dot, device=self.like.device)
@@ -147,14 +156,15 @@ class _Launch:
         """One program for each chunk of each head."""
         warps, registers = {"chunk_factors": self.plan.factors, "gradients": self.plan.gradients}.get(name, self.plan.small)
         sizes = self.n, self.G, self.H, self.T
-        constants |= self.common | {"C": self.plan.chunk, "num_warps": warps, "maxnreg": registers}
+        constants |= self.common | {"num_warps": warps, "maxnreg": registers}
         gpu.launch("wkv7", name, self.n * self.G, *args, *sizes, **constants)
 
-    def chain(self, name: str, *args, **constants):
+    def chain(self, P, Q, D, start, S, out, Rw=None, Y0=None, y=None, dy=None, REVERSE=False):
         """One program for `rows` rows of the state of each head."""
         rows, (of_a_warp, stages) = self.plan.rows, self.plan.chain
-        constants |= self.common | {"BV": rows, "STAGES": stages, "num_warps": rows // of_a_warp}
-        gpu.launch("wkv7", name, self.G * (self.N // rows), *args, self.n, **constants)
+        args = P, Q, D, start, S, out, Rw, Y0, y, dy, self.n, self.H, self.T
+        constants = self.common | {"BV": rows, "STAGES": stages, "num_warps": rows // of_a_warp}
+        gpu.launch("wkv7", "chain", self.G * (self.N // rows), *args, REVERSE=REVERSE, **constants)
 
 
 def _check(r, w, k, v, a, b, state, reset):

@@ -18,7 +18,7 @@ DOT is the dtype of the operands of products, PREC how fp32 operands multiply; a
 import triton
 import triton.language as tl
 
-from rwkv.kernels.triton_tiles import LN2, SIZES, dot, exp2_fast, load, place, segments, sigmoid
+from rwkv.kernels.triton_tiles import LN2, SIZES, dot, exp2_fast, first_token, load, place, segments, sigmoid
 
 LOG2_DECAY_SCALE = tl.constexpr(-0.6065306597126334 * 1.4426950408889634)  # log w = LOG_DECAY_SCALE sigmoid(w), in base 2
 
@@ -88,22 +88,38 @@ def chunk_factors(
 
 @triton.jit(do_not_specialize=SIZES)
 def chain(
-    P, Q, D, start, S, out, n,
-    N: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr, REVERSE: tl.constexpr, STAGES: tl.constexpr,
+    P, Q, D, start, S, out, Rw, Y0, y, dy, n, H, T,
+    N: tl.constexpr, C: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr,
+    REVERSE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Serial over chunks, for BV rows of the state: S[c] = x; x <- x (D + P) + Q. REVERSE: from the last chunk, with P^T."""
+    """Serial over chunks, for BV rows of the state: S[c] = x; x <- x (D + P) + Q. REVERSE: from the last chunk, with P^T.
+
+    Given y, writes what `outputs` would, of its rows; given dy, computes what `chain_source` would rather than read Q.
+    Without S, writes none.
+    """
     pid = tl.program_id(0).to(tl.int64)
     g = pid // (N // BV)
-    v, x, y = pid % (N // BV) * BV + tl.arange(0, BV), tl.arange(0, N), tl.arange(0, N)
-    rows = v[:, None] * N + x[None, :]
-    square = x[None, :] * N + y[:, None] if REVERSE else y[:, None] * N + x[None, :]
+    v = pid % (N // BV) * BV + tl.arange(0, BV)
+    t, x, z = tl.arange(0, C), tl.arange(0, N), tl.arange(0, N)
+    rows, slab = v[:, None] * N + x[None, :], t[:, None] * N + x[None, :]
+    square = x[None, :] * N + z[:, None] if REVERSE else z[:, None] * N + x[None, :]
     state = tl.load(start + g * (N * N) + rows)
     for step in tl.range(0, n, num_stages=STAGES):
-        c = g * n + (n - 1 - step if REVERSE else step)
-        p = tl.load(P + c * (N * N) + square)
-        q = tl.load(Q + c * (N * N) + rows).to(tl.float32)
-        d = tl.load(D + c * N + x)
-        tl.store(S + c * (N * N) + rows, state)
+        c = n - 1 - step if REVERSE else step
+        tile, at0 = g * n + c, first_token(g, c, H, T, C, N)
+        p = tl.load(P + tile * (N * N) + square)
+        d = tl.load(D + tile * N + x)
+        if dy is None:
+            q = tl.load(Q + tile * (N * N) + rows).to(tl.float32)
+        else:
+            dY = load(dy, at0 + t[None, :] * (H * N) + v[:, None], (c * C + t < T)[None, :])
+            q = dot(dY, tl.load(Rw + tile * (C * N) + slab), DOT, PREC)
+        if S is not None:
+            tl.store(S + tile * (N * N) + rows, state)
+        if y is not None:
+            Y = tl.load(Y0 + tile * (C * N) + t[:, None] * N + v[None, :]).to(tl.float32)
+            Y = tl.dot(tl.load(Rw + tile * (C * N) + slab), tl.trans(state.to(DOT)), Y, input_precision=PREC)
+            tl.store(y + at0 + t[:, None] * (H * N) + v[None, :], Y, mask=(c * C + t < T)[:, None])
         state = tl.dot(state.to(DOT), p, state * d[None, :] + q, input_precision=PREC)
     tl.store(out + g * (N * N) + rows, state)
 
