@@ -1,6 +1,6 @@
 """WKV-7 in Triton on a GPU: errors against fp64, times against the chunked form, and the time of each kernel.
 
-    PYTHONPATH=. python3 scripts/bench/wkv7_gpu.py [--write results.json] [--variants] [--seconds 85]
+    PYTHONPATH=. python3 scripts/bench/wkv7_gpu.py [--write results.json] [--variants [WORD]] [--seconds 85]
 
 Every measurement stands alone: one that fails prints its error, and those that would begin after --seconds are left out.
 """
@@ -41,9 +41,15 @@ CHECKS = {
     "fp16": (torch.float16, 4096, "mixed", False),
 }
 
-# changes to the plan, tried on VARIANT_SHAPES; each is compiled in a process of its own beforehand
+# changes to the plan, tried on VARIANT_SHAPES, a fused chain on all; each is compiled in a process of its own beforehand
 VARIANTS = {
     "as planned": {},
+    "fused chain": {"fused_chain": True},
+    "fused chain 16 rows": {"fused_chain": True, "rows": 16},
+    "fused chain 16 rows, 3 stages": {"fused_chain": True, "rows": 16, "chain": (16, 3)},
+    "fused chain 32 rows": {"fused_chain": True, "rows": 32},
+    "fused chain 32 rows, 3 stages": {"fused_chain": True, "rows": 32, "chain": (16, 3)},
+    "fused chain 64 rows, 3 stages": {"fused_chain": True, "rows": 64, "chain": (16, 3)},
     "4 warps, any registers": {"factors": (4, None), "gradients": (4, None)},
     "4 warps, 128 registers": {"factors": (4, 128), "gradients": (4, 128), "small": (2, None)},
     "8 warps, 128 registers": {"factors": (8, 128), "gradients": (8, 128), "small": (8, None)},
@@ -66,7 +72,7 @@ VARIANT_SHAPES = [(8, 4096, 32), (1, 4096, 12)]
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", help="a JSON file for the results")
-    parser.add_argument("--variants", action="store_true", help="try other plans too")
+    parser.add_argument("--variants", nargs="?", const="", metavar="WORD", help="try other plans too, those with WORD in their names")
     parser.add_argument("--seconds", type=float, default=85)
     parser.add_argument("--warm", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -77,12 +83,14 @@ def main():
     device = torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}, CUDA {torch.version.cuda}, {datetime.date.today()}", flush=True)
     results = {"device": device, "date": str(datetime.date.today()), "torch": torch.__version__}
-    compile_ahead(args.variants)
+    variants = {} if args.variants is None else {name: changes for name, changes in VARIANTS.items() if args.variants in name}
+    compile_ahead({"as planned": {}} | variants)
     results["errors"] = section("errors", CHECKS.items(), check, args.seconds)
     results["ms"] = section("ms", [(str(s), s) for s in SHAPES], speed, args.seconds)
     results["kernels"] = section("kernels", [(str(s), (s, {})) for s in SHAPES], kernels, args.seconds)
-    if args.variants:
-        todo = [(f"{v}, {s}", (s, changes)) for s in VARIANT_SHAPES for v, changes in VARIANTS.items()]
+    if variants:
+        tried = [(s, v) for s in SHAPES for v, changes in variants.items() if s in VARIANT_SHAPES or "fused_chain" in changes]
+        todo = [(f"{v}, {s}", (s, variants[v])) for s, v in tried]
         results["variants"] = section("variants", todo, kernels, args.seconds)
     print(f"{time.perf_counter() - START:.0f} s")
     if args.write:
@@ -237,7 +245,7 @@ def changed_plan(changes):
 
 def compile_ahead(variants):
     """Fills Triton's cache on all cores at once: the kernels of one plan take seconds to compile."""
-    names = [*(VARIANTS if variants else ["as planned"]), "fp32", "fp16", "resets", "fp32 resets"]
+    names = [*variants, "fp32", "fp16", "resets", "fp32 resets"]
     start = time.perf_counter()
     command = [sys.executable, __file__, "--warm"]
     running = {n: subprocess.Popen([*command, n], stderr=subprocess.PIPE, text=True) for n in names}
