@@ -17,7 +17,13 @@ _TINY = {
 }  # fmt: skip
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others: threads that spin while they wait take their cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.parent.name not in ("sweep", "training"))  # whole runs first: at the end all cores have small tests
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -29,7 +35,7 @@ def tiny(*changes: str) -> list[str]:
     return [f"{k}={v}" for k, v in (_TINY | dict(c.split("=", 1) for c in changes)).items()]
 
 
-def command(module: str, *args: str, cwd: Path, timeout: float = 120, env: dict | None = None) -> subprocess.CompletedProcess:
+def command(module: str, *args: str, cwd: Path, timeout: float = 300, env: dict | None = None) -> subprocess.CompletedProcess:
     """python -m rwkv.<module> <args> in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", f"rwkv.{module}", *args],

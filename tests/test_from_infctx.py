@@ -142,7 +142,7 @@ def converted(tmp_path):
         for stem, content in beside.items():
             (tmp_path / f"{stem}.yaml").write_text(content)
         command = [sys.executable, str(ROOT / "scripts/from_infctx.py"), str(tmp_path / "config.yaml"), "--write", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return load([f"experiment={name}"]), done.stderr
 
@@ -286,7 +286,7 @@ NONE = {"a: 1": "no configuration of the infctx trainer", "data: {datapack_confi
 @pytest.mark.parametrize(("content", "message"), NONE.items())
 def test_what_is_none(content, message, tmp_path):
     (tmp_path / "c.yaml").write_text(content)
-    done = subprocess.run([sys.executable, str(ROOT / "scripts/from_infctx.py"), str(tmp_path / "c.yaml")], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(ROOT / "scripts/from_infctx.py"), str(tmp_path / "c.yaml")], capture_output=True, text=True, timeout=300)
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 

@@ -39,7 +39,7 @@ def test_it_trains_from_any_folder(wheel, tmp_path):
 
     def run(*args):
         env = {**os.environ, "PYTHONPATH": str(site)}
-        return subprocess.run([sys.executable, "-m", "rwkv.train", *args], cwd=work, env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run([sys.executable, "-m", "rwkv.train", *args], cwd=work, env=env, capture_output=True, text=True, timeout=300)
 
     done = run(*tiny("data=text", "data.path=t.txt"))
     assert done.returncode == 0, done.stderr

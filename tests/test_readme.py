@@ -70,10 +70,10 @@ def test_command(line, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(700)
+@pytest.mark.timeout(1300)
 def test_the_main_job(tmp_path):
     """No arguments: the losses are the expected ones, the sample and the report are there."""
-    done = command("train", cwd=tmp_path, timeout=600)
+    done = command("train", cwd=tmp_path, timeout=1200)
     assert done.returncode == 0, done.stderr
     got = {name: (float(loss), float(want)) for name, loss, want in re.findall(r"(\w+) loss +([\d.]+) +expected ([\d.]+)", done.stdout)}
     assert got.keys() == {"training", "validation"} and "off by" not in done.stdout, done.stdout

@@ -251,5 +251,6 @@ def killed_while_saving(folder, kills, seed=1):
     return kills
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_instants(tmp_path):
     assert killed_while_saving(tmp_path, 12) == 12

@@ -48,7 +48,7 @@ def preload(hub, folder: Path, *overrides: str, before: str = "") -> subprocess.
     code = f"{before}\nimport sys; from rwkv import preload; from rwkv.config import cli; sys.exit(cli.guarded(preload.main))"
     own = {o.partition("=")[0]: o for o in ("data.streaming=true", f"data.name={NAME}", *overrides)}
     args = ["data=hub", f"out={folder / 'out'}", *own.values()]
-    return subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def documents(folder: Path) -> list[str]:

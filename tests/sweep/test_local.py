@@ -59,7 +59,7 @@ def start(args, cwd, log):
     return subprocess.Popen([sys.executable, "-m", "rwkv.train", "-m", *args], cwd=cwd, env=env, stdout=log.open("a"), stderr=subprocess.STDOUT)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

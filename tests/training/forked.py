@@ -31,7 +31,7 @@ def ranks(world: int, target: Callable[..., int | None], *args, log: Path) -> li
     return [start(target, *args, log=log.with_name(f"{log.name}-{rank}"), env={**group, "LOCAL_RANK": str(rank)}) for rank in range(world)]
 
 
-def codes(processes: list[BaseProcess], timeout: float = 60) -> list[int | None]:
+def codes(processes: list[BaseProcess], timeout: float = 300) -> list[int | None]:
     """Exit codes, those of signals negative; None of a process that has not ended by then, and is killed."""
     for process in processes:
         process.join(timeout)

@@ -15,6 +15,16 @@ from tests.training.runs import losses
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="the package wandb is not installed")
 
 
+@pytest.fixture(autouse=True)
+def service():
+    """Ended with the test: what processes started later would find of it in the environment is gone too."""
+    yield
+    import wandb
+
+    wandb.teardown()
+
+
+@pytest.mark.slow
 def test_wandb_offline(tmp_path):
     path = write_text(tmp_path / "text.txt")
     args = tiny("data=text", f"data.path={path}", f"out={tmp_path / 'out'}", "logger=wandb", "logger.mode=offline")

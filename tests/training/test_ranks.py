@@ -13,7 +13,7 @@ from tests.training.runs import losses
 from tests.training.stops_at import Stop, stops_at, what_was_read
 
 
-def gradients(folder, strategies, *args, world=1, timeout=120):
+def gradients(folder, strategies, *args, world=1, timeout=300):
     """Of one step, with its loss and norm, under each strategy."""
     processes = forked.ranks(world, gradients_of_a_step.main, folder, strategies, [*args, f"strategy.devices={world}"], log=folder / "log")
     assert forked.codes(processes, timeout) == [0] * world, [log.read_text() for log in folder.glob("log-*")]
@@ -46,7 +46,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("strategy, case", [(s, c) for s, *c in CASES])
+@pytest.mark.parametrize("strategy, case", [pytest.param(s, c, marks=pytest.mark.slow if s != "ddp" else ()) for s, *c in CASES])
 def test_gradients_equal_one_process(strategy, case, tmp_path):
     """Of one optimizer step, the norm that clipping goes by included, where one rank has many chunks more than the other."""
     text = ragged_text(tmp_path / "text")
@@ -59,6 +59,7 @@ def test_gradients_equal_one_process(strategy, case, tmp_path):
 PLAIN_LINEAR = "strategy.deepspeed={zero_optimization:{memory_efficient_linear:false}}"  # its own rounds differently in bf16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision, recompute", [("bf16", "false"), ("bf16-mixed", "true")])
 def test_gradients_of_bf16_weights_are_summed_in_fp32(precision, recompute, tmp_path):
     """Over chunks, rows computed one by one, and ranks."""
@@ -70,6 +71,7 @@ def test_gradients_of_bf16_weights_are_summed_in_fp32(precision, recompute, tmp_
         assert_equal_gradients(two, one)
 
 
+@pytest.mark.slow
 def test_four_processes(tmp_path):
     """Of very different numbers of chunks, one of them of none at all in a batch."""
     text = ragged_text(tmp_path / "text")
@@ -79,6 +81,7 @@ def test_four_processes(tmp_path):
         assert_equal_gradients(four, one)
 
 
+@pytest.mark.slow
 def test_swapping_to_a_disk(tmp_path):
     """With shares so large that DeepSpeed does swap them; the operator is compiled where it can be, which takes minutes once."""
     if not pytest.importorskip("deepspeed.ops.op_builder").AsyncIOBuilder().is_compatible():
@@ -91,6 +94,7 @@ def test_swapping_to_a_disk(tmp_path):
     assert not list(swap.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "precision", "turns"),
     [
@@ -130,7 +134,7 @@ def test_an_error_ends_all_ranks(case, tmp_path):
     if case == "lock":
         write_text(tmp_path / "text.txt")
         holder.acquire()
-    done = command("train", *args, cwd=tmp_path, timeout=60)
+    done = command("train", *args, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr
     assert {"lock": "is being trained by process", "data": "text.txt: no such file"}[case] in done.stderr

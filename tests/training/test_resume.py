@@ -35,6 +35,7 @@ def uninterrupted(text, tmp_path_factory):
     return the_run(folder / "out")
 
 
+@pytest.mark.slow
 def test_ctrl_c_then_the_same_command(text, tmp_path, uninterrupted):
     args = settings(text, tmp_path / "out")
     folder = tmp_path / "out" / uninterrupted.name
@@ -43,7 +44,7 @@ def test_ctrl_c_then_the_same_command(text, tmp_path, uninterrupted):
         process = start(args, tmp_path)
         wait_for_step(folder, at, process)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
         if process.returncode == 0:
             break
         stops += 1
@@ -134,6 +135,7 @@ def test_killed_all_along(tmp_path):
     killed_all_along(tmp_path, 5, seed=1)
 
 
+@pytest.mark.slow
 def test_two_at_once_and_a_damaged_checkpoint(text, tmp_path, uninterrupted):
     args = [*settings(text, tmp_path / "out"), "checkpoint.every=10"]
     folder = tmp_path / "out" / uninterrupted.name
@@ -144,7 +146,7 @@ def test_two_at_once_and_a_damaged_checkpoint(text, tmp_path, uninterrupted):
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 2 and "is being trained by process" in second.stderr
     first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
+    first.communicate(timeout=300)
     newest = store.points(folder / "checkpoints")[0]
     blob = bytearray((newest / "model-00000.safetensors").read_bytes())
     blob[-100] ^= 1
@@ -163,7 +165,7 @@ def test_changed_data_is_refused(text, tmp_path, uninterrupted):
     while not list((tmp_path / "out").glob("*/metrics.jsonl")):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     copy.write_text("Now " + copy.read_text())
     done = command("train", *args, cwd=tmp_path)
     assert done.returncode == 2 and "the data has changed" in done.stderr

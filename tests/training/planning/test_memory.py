@@ -18,6 +18,7 @@ from tests.conftest import ROOT, write_text
 GPU = Machine("a GPU", "cuda", 8, 1, 80 * 10**9, 10**12, 1e15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -30,7 +31,7 @@ def test_a_process_grows_as_planned(settings, tmp_path):
     text = write_text(tmp_path / "text.txt", 60_000)
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/training/planning/peak_of_a_run.py"), "threads=1", "data=text", f"data.path={text}", f"out={tmp_path}", *settings],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
