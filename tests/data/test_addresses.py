@@ -1,4 +1,4 @@
-"""Sources at addresses: a web server, and S3 where its packages are installed (pip install s3fs 'moto[s3]' flask flask-cors)."""
+"""Sources at addresses: a web server, and S3 as moto serves it."""
 
 import functools
 import gzip
@@ -73,6 +73,9 @@ def local(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def web(local):
+    import boto3
+    from moto.server import ThreadedMotoServer
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Ranges, directory=str(local)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", None
@@ -81,11 +84,10 @@ def web(local):
 
 @pytest.fixture(scope="module")
 def s3(local):
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
     import boto3
+    from moto.server import ThreadedMotoServer
 
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     keys = {"endpoint_url": "http://{}:{}".format(*server.get_host_and_port())}
     client = boto3.client("s3", aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1", **keys)
