@@ -10,6 +10,8 @@ failed=0
 "$python" scripts/bench/bptt.py --lengths 64k,1M,16M --write "$out/bptt-gpu.md" || failed=1
 "$python" scripts/bench/model_gpu.py --write "$out/model-gpu.md" || failed=1
 "$python" scripts/bench/plan_gpu.py --write "$out/plan-gpu.md" || failed=1
+"$python" scripts/loss_compare.py model.kernel=reference model.kernel=triton --seeds 2 --write "$out/loss-gpu.md" -- \
+    trainer.tokens=512k model.n_layer=2 precision=bf16 || failed=1
 [ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" -lt 2 ] || "$python" scripts/bench/strategies_gpu.py --write "$out/strategies-gpu.md" || failed=1
 PYTHONPATH=. "$python" scripts/bench/wkv7_gpu.py | tee "$out/wkv7-gpu.txt" || failed=1
 PYTHONPATH=. "$python" scripts/bench/wkv456_gpu.py --write "$out/wkv456-gpu.md" || failed=1

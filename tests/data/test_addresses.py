@@ -73,9 +73,6 @@ def local(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def web(local):
-    import boto3
-    from moto.server import ThreadedMotoServer
-
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Ranges, directory=str(local)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", None
