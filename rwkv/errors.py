@@ -1,8 +1,12 @@
 """Errors that a user can mend. Each message says what, where, which value, and what to do; commands print it and exit 2."""
 
+LOST = 75  # exit code, sysexits' EX_TEMPFAIL: the same command may well succeed
+
 
 class UserError(ValueError):
     """Base of all errors that are the input's, not the program's."""
+
+    exit_code = 2
 
 
 class ConfigError(UserError):
@@ -23,3 +27,9 @@ class KernelError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on: the loss or a gradient is not finite."""
+
+
+class RankLostError(UserError):
+    """Processes of the run have not come."""
+
+    exit_code = LOST

@@ -15,13 +15,13 @@ VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--shell-completion"
 
 
 def guarded(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
-    """Run a command; a UserError becomes its message and exit code 2."""
+    """Run a command; a UserError becomes its message and exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         return main(argv)
     except UserError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return 2
+        return error.exit_code
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -214,6 +214,7 @@ class Strategy:
     devices: Extent | Literal["auto"]
     nodes: Extent
     timeout: Positive  # seconds without a sign of life after which a rank is lost, and the others end
+    start_timeout: Positive  # seconds in which all ranks must have come
     deepspeed: dict[str, Any]  # ds*: further settings of DeepSpeed's own
     swap: Text | None  # ds3_nvme: a folder on each node's own fast disk; null: the system's temporary folder
 

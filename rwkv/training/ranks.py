@@ -4,6 +4,7 @@ Lightning's Fabric starts the processes, knows the cluster they are on, and pick
 """
 
 import atexit
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rwkv.config.schema import Strategy
-from rwkv.errors import ConfigError
+from rwkv.errors import ConfigError, UserError
 
 T = TypeVar("T")
 REDUCE_BYTES = 2**26  # gradients travel in flat pieces of about this size
@@ -24,6 +25,8 @@ class Ranks:
 
     def __init__(self, strategy: Strategy):
         from lightning.fabric import Fabric
+
+        from rwkv.training.meeting import Meeting
 
         accelerator = strategy.accelerator
         if accelerator == "auto":
@@ -37,8 +40,22 @@ class Ranks:
             raise ConfigError(f"strategy.devices={devices}: this machine has {torch.cuda.device_count()} CUDA devices")
         warnings.filterwarnings("ignore", message="The `srun` command is available")  # a login node trains, too, if told to
         several = devices * strategy.nodes > 1
-        self.fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=strategy.nodes, strategy="ddp" if several else "auto")
-        self.fabric.launch()
+        started = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else devices * strategy.nodes
+        if started != devices * strategy.nodes:
+            raise ConfigError(
+                f"strategy.devices={devices} x strategy.nodes={strategy.nodes}, and torchrun has started {started} processes: "
+                "set these to torchrun's --nproc-per-node and --nnodes"
+            )
+        try:
+            how = Meeting(strategy.start_timeout) if several else "auto"
+            self.fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=strategy.nodes, strategy=how)
+            if several:
+                how.check()
+            self.fabric.launch()
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise ConfigError(f"strategy.devices={devices}, strategy.nodes={strategy.nodes}, and the cluster has started others: {error}") from error
         if not several and strategy.sharded and not dist.is_initialized():  # shards of one rank: it is the whole group
             dist.init_process_group("nccl" if accelerator == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
         if dist.is_initialized():

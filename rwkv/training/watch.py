@@ -16,12 +16,11 @@ from contextlib import suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, wait
 
-from rwkv.errors import UserError
+from rwkv.errors import LOST, UserError
 from rwkv.training.ranks import Ranks
 
 BEATS = 10  # in the time after which a silent rank is lost. They are counted, not seconds: where all were suspended, none is lost
 GRACE = 3.0  # seconds in which an error of communication is found to be of a lost rank
-LOST = 75  # exit code, sysexits' EX_TEMPFAIL: the same command may well succeed
 BYE = "bye"
 ENDED = "has ended: killed, perhaps for want of memory, if no message of its own stands above"
 

@@ -25,10 +25,14 @@ def start(target: Callable[..., int | None], *args, log: Path, env: dict[str, st
 
 def ranks(world: int, target: Callable[..., int | None], *args, log: Path) -> list[BaseProcess]:
     """The processes of a run on so many ranks, as a cluster would have started them; what each writes is in `log`-RANK."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
+    return [start(target, *args, log=log.with_name(f"{log.name}-{rank}"), env={**group, "LOCAL_RANK": str(rank)}) for rank in range(world)]
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
-    return [start(target, *args, log=log.with_name(f"{log.name}-{rank}"), env={**group, "LOCAL_RANK": str(rank)}) for rank in range(world)]
+        return free.getsockname()[1]
 
 
 def codes(processes: list[BaseProcess], timeout: float = 300) -> list[int | None]:

@@ -12,9 +12,9 @@ import pytest
 from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import load
+from rwkv.errors import LOST
 from rwkv.training.session import Session
 from rwkv.training.signals import Stop
-from rwkv.training.watch import LOST
 from tests.conftest import tiny, write_text
 from tests.training import forked
 from tests.training.runs import losses, start, wait_for_step
