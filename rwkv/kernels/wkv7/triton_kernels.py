@@ -114,14 +114,13 @@ def chain(
         else:
             dY = load(dy, at0 + t[None, :] * (H * N) + v[:, None], (c * C + t < T)[None, :])
             q = dot(dY, tl.load(Rw + tile * (C * N) + slab), DOT, PREC)
-        before = state  # what the next chunk waits for comes first
-        state = tl.dot(state.to(DOT), p, state * d[None, :] + q, input_precision=PREC)
         if S is not None:
-            tl.store(S + tile * (N * N) + rows, before)
+            tl.store(S + tile * (N * N) + rows, state)
         if y is not None:
             Y = tl.load(Y0 + tile * (C * N) + t[:, None] * N + v[None, :]).to(tl.float32)
-            Y = tl.dot(tl.load(Rw + tile * (C * N) + slab), tl.trans(before.to(DOT)), Y, input_precision=PREC)
+            Y = tl.dot(tl.load(Rw + tile * (C * N) + slab), tl.trans(state.to(DOT)), Y, input_precision=PREC)
             tl.store(y + at0 + t[:, None] * (H * N) + v[None, :], Y, mask=(c * C + t < T)[:, None])
+        state = tl.dot(state.to(DOT), p, state * d[None, :] + q, input_precision=PREC)
     tl.store(out + g * (N * N) + rows, state)
 
 
