@@ -7,7 +7,7 @@ file, wrong types) is caught when the result is converted to `TrainConfig`.
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,7 +117,7 @@ def _check_option(text: str, override: Override, known: dict[str, Group]) -> str
     options = known[group].options
     if meant := OF_OTHERS.get(group, {}).get(unknown[0]):
         raise ConfigError(f"{group}={unknown[0]}: {meant}")
-    raise ConfigError(f"{group}={unknown[0]}: there is no such option{_nearest(unknown[0], options)}; {group} has {', '.join(options) or 'none yet'}")
+    raise ConfigError(f"{group}={unknown[0]}: there is no such option{nearest(unknown[0], options)}; {group} has {', '.join(options) or 'none yet'}")
 
 
 def _check_key(text: str, override: Override, known: dict[str, Group]) -> str:
@@ -133,7 +133,7 @@ def _check_key(text: str, override: Override, known: dict[str, Group]) -> str:
             where = ".".join(path[:depth])
             names = list(fields) + (list(known) if depth == 0 else [])
             raise ConfigError(
-                f"{text}: unknown setting {override.key_or_group}{_nearest(part, names, where)}; "
+                f"{text}: unknown setting {override.key_or_group}{nearest(part, names, where)}; "
                 f"{where or 'the top level'} has {', '.join(fields) or 'no settings below it'}"
             )
         node = fields[part]
@@ -157,7 +157,8 @@ def _named(node: Any) -> Any:
     return None
 
 
-def _nearest(word: str, names: list[str], prefix: str = "") -> str:
+def nearest(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """ " (did you mean prefix.name?)", or nothing where no name is near."""
     found = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f" (did you mean {prefix + '.' if prefix else ''}{found[0]}?)" if found else ""
 
@@ -170,7 +171,7 @@ def _check_hydra_key(text: str, path: list[str]) -> str:
     names = sorted({name for kind in kinds.values() for name in _fields(kind)} - {"kind"})
     if len(path) < 3 or path[2] not in names:
         where = f"hydra.{path[1]}"
-        raise ConfigError(f"{text}: unknown setting{_nearest(path[-1], names, where)}; {where} has {', '.join(names)}")
+        raise ConfigError(f"{text}: unknown setting{nearest(path[-1], names, where)}; {where} has {', '.join(names)}")
     return text
 
 
@@ -232,7 +233,7 @@ def expand_mix(mix: Any) -> dict | None:
         keys = {"data": "files", "weight": 1.0, "epochs": None} | entry
         option = keys.pop("data")
         if option not in options:
-            raise ConfigError(f"data.mix.{name}.data={option}: there is no such option{_nearest(str(option), options)}; it can be {', '.join(options)}")
+            raise ConfigError(f"data.mix.{name}.data={option}: there is no such option{nearest(str(option), options)}; it can be {', '.join(options)}")
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             data = OmegaConf.to_container(compose(PRIMARY, overrides=[f"data='{option}'"])["data"])
         source = {"weight": _float(keys.pop("weight")), "epochs": _float(keys.pop("epochs"))}
@@ -273,7 +274,7 @@ def _explain(problem: dict, overrides: list[str], node: Any, root: str) -> str:
     name = ".".join(key)
     where = _origin(key, overrides)
     if problem["type"] == "unexpected_keyword_argument":
-        return f"{name}: unknown setting{_nearest(key[-1], list(fields), '.'.join(key[:-1]))}{where}"
+        return f"{name}: unknown setting{nearest(key[-1], list(fields), '.'.join(key[:-1]))}{where}"
     if problem["type"] == "missing":
         return f"{name}: not set{where}"
     return f"{name}={problem['input']!r}: {problem['msg'][0].lower() + problem['msg'][1:]}{where}"

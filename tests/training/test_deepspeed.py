@@ -53,6 +53,10 @@ def without_operator(args: list[str]) -> int:
     ("strategy", "message"),
     [("ds3_nvme", "needs libaio"), ("ds2 strategy.deepspeed={steps_per_print:1}", "strategy.deepspeed.steps_per_print=1: other settings"),
      ("ds2 strategy.deepspeed={zero_optimization:{nonsense:1}}", "strategy.deepspeed.zero_optimization: DeepSpeed refuses nonsense=1: extra inputs"),
+     ("ds2 strategy.deepspeed={zero_optimisation:{overlap_comm:true}}", "zero_optimisation: DeepSpeed has no such setting (did you mean strategy.deepspeed.zero_o"),
+     ("ds2 strategy.deepspeed={chekpointing:{}}", "DeepSpeed has no such setting (did you mean strategy.deepspeed.checkpoint?); it has activation_"),
+     ("ds2 strategy.deepspeed={comms_logger:{enabled:perhaps}}", "strategy.deepspeed.comms_logger: DeepSpeed refuses enabled=perhaps: input should be a valid boolean"),
+     ("ds2 strategy.deepspeed={sparse_attention:{mode:dense}}", "strategy.deepspeed={'sparse_attention': {'mode': 'dense'}}: DeepSpeed refuses it: "),
      ("ds2 strategy.deepspeed={zero_optimization:{overlap_comm:perhaps}}", "DeepSpeed refuses overlap_comm=perhaps: input should be a valid boolean")],
 )
 def test_what_a_strategy_lacks_is_said_before_data_is_read(strategy, message, tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rwkv.bptt.chunks import Eager
+from rwkv.config.compose import nearest
 from rwkv.config.derived import model_of
 from rwkv.config.schema import TrainConfig
 from rwkv.data.batch import Chunk
@@ -29,7 +30,7 @@ from rwkv.training.optimizer import adam_groups
 from rwkv.training.ranks import Ranks
 from rwkv.training.strategies import swap
 from rwkv.training.strategies.base import MASTER, Strategy
-from rwkv.training.strategies.ds_config import ds_config
+from rwkv.training.strategies.ds_config import ELSEWHERE, ds_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -196,20 +197,51 @@ class _Runner(Eager):
 def check(cfg: TrainConfig, n: int, ranks: Ranks) -> None:
     """Raises ConfigError if a model of n parameters cannot be trained so with these settings, on this machine."""
     _import(ranks)
-    _check_zero(ds_config(cfg)["zero_optimization"])
+    _check_settings(ds_config(cfg), cfg.strategy.deepspeed)
     if cfg.strategy.kind == "ds3_nvme":
         swap.check(cfg.strategy, n)
 
 
-def _check_zero(settings: dict) -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+def _check_settings(settings: dict, theirs: dict) -> None:
+    """Raises ConfigError for what DeepSpeed refuses of `settings`, and for what it would never ask for of `theirs`, which are among them."""
+    from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
+    told = _Told(settings)
     try:
-        DeepSpeedZeroConfig(**settings)
+        DeepSpeedConfig(told)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors())
-        raise ConfigError(f"strategy.deepspeed.zero_optimization: DeepSpeed refuses {wrong}; its names are in its documentation, under ZeRO") from error
+        section = next((f".{s}" for s, given in theirs.items() if isinstance(given, dict) and error.errors()[0]["loc"][0] in given), "")
+        raise ConfigError(f"strategy.deepspeed{section}: DeepSpeed refuses {wrong}; its names are in its documentation ({error.title})") from error
+    except Exception as error:  # of any type, and about these settings
+        raise ConfigError(f"strategy.deepspeed={theirs}: DeepSpeed refuses it: {error}") from error
+    for key in theirs.keys() - told.asked:
+        known = sorted(told.asked - ELSEWHERE.keys())
+        raise ConfigError(f"strategy.deepspeed.{key}: DeepSpeed has no such setting{nearest(key, known, 'strategy.deepspeed')}; it has {', '.join(known)}")
+
+
+class _Told(dict):
+    """Settings that note the names which are asked for: DeepSpeed has no list of them."""
+
+    def __init__(self, settings: dict):
+        super().__init__(settings)
+        self.asked: set[str] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> object:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: object = None) -> object:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> "_Told":
+        return self
 
 
 def _import(ranks: Ranks):
