@@ -9,12 +9,15 @@
 
 typedef unsigned short bf16;  // its bits
 typedef unsigned char byte;
+struct alignas(8) Eight {
+    unsigned x[2];
+};
 struct alignas(16) Sixteen {
     unsigned x[4];
 };
 
-DEVICE int thread() { return threadIdx.x; }
-DEVICE long long block() { return blockIdx.x; }
+DEVICE int thread() { return threadIdx.x & 1023; }  // so known not to be negative, its quotients are shifts
+DEVICE unsigned block() { return blockIdx.x; }
 DEVICE byte* shared_memory() {
     extern __shared__ __align__(128) byte memory[];
     return memory;
@@ -41,6 +44,20 @@ DEVICE void load_8x8(unsigned (&x)[4], const bf16* row) {
 DEVICE void load_8x8_transposed(unsigned (&x)[4], const bf16* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address(row)) : "memory");
 }
+// An 8x8 matrix held so becomes its transpose.
+DEVICE unsigned transposed_8x8(unsigned x) {
+    unsigned y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+// The opposite of load_8x8, on compute capability 9.0 and newer.
+#if __CUDA_ARCH__ >= 900
+#define STORES_8X8
+DEVICE void store_8x8(bf16* row, const unsigned (&x)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address(row)), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
+}
+#endif
 
 // d[16][8] += a[16][16] b[16][8]
 DEVICE void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -53,6 +70,7 @@ DEVICE float from_lane(float x, int lane) { return __shfl_sync(0xffffffffu, x, l
 DEVICE float from_lane_below(float x, int distance) { return __shfl_up_sync(0xffffffffu, x, distance); }
 DEVICE float from_lane_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE unsigned votes(bool x) { return __ballot_sync(0xffffffffu, x); }
+DEVICE int highest_bit(unsigned x) { return 31 - __clz(x); }
 
 DEVICE unsigned pack(float low, float high) {  // rounded to nearest even
     unsigned x;

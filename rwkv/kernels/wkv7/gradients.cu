@@ -2,18 +2,9 @@
 //
 // Four warps, each the owner of 16 channels: of values while U, X and dV are made, of keys while the other gradients are. What one makes
 // of all tokens of its channels stays in its registers; what all need (factors of tokens, U, X, scores) goes through shared memory.
-#include "../blocks.cuh"
-
-constexpr int C = 32, N = 64, WARPS = 4, SLAB = C * N, SQUARE = N * N, SCORES = C * C;
-constexpr float LOG2_DECAY_SCALE = -0.6065306597126334f * 1.4426950408889634f, LN2 = 0.6931471805599453f;
+#include "chunk.cuh"
 
 typedef float Channels[4][2][2];  // of this lane: tokens row_of_lane() + 8 q, channels column_of_lane() + 8 n + e, as the rows and columns of two Sums
-
-DEVICE float sigmoid(float x) { return reciprocal(1 + exp2_fast(x * -1.4426950408889634f)); }
-
-DEVICE void copy_rows(Tile<N> tile, const bf16* from, long long stride, int rows, int live) {
-    for (int row = thread() / 8; row < rows; row += 16) copy16(tile.at(row, thread() % 8 * 8), from + row * stride + thread() % 8 * 8, row < live);
-}
 
 // x becomes its inclusive sums over tokens; returns the last.
 DEVICE float sums_over_tokens(float (&x)[4]) {
@@ -40,33 +31,28 @@ gradients(
     const Tile<C> inverse{memory + 11 * SLAB + 2 * SQUARE}, Mak{inverse.memory + SCORES}, Mrb{inverse.memory + 2 * SCORES}, Mrk{inverse.memory + 3 * SCORES};
     const Tile<C> dMab{Bh.memory}, dMak{Bh.memory + SCORES}, dMrb{Bh.memory + 2 * SCORES}, dMrk{Bh.memory + 3 * SCORES};  // once Bh and Kh are used
 
-    const int g = block() % G, c = block() / G, warp = thread() / 32, own = warp * 16;
+    const unsigned g = block() % G, c = block() / G;
+    const int warp = thread() / 32, own = warp * 16;
     const long long tile = (long long)g * n + c, stride = (long long)H * N, at = ((long long)(g / H) * T + c * C) * stride + g % H * N;
     const int live = T - c * C < C ? T - c * C : C;
 
-    copy_rows(tw, w + at, stride, C, live);
-    copy_rows(At, a + at, stride, C, live);
-    copy_rows(Rt, r + at, stride, C, live);
-    copy_rows(Bt, b + at, stride, C, live);
-    copy_rows(Kt, k + at, stride, C, live);
+    copy_rows<C>(tw, w + at, stride, live);
+    copy_rows<C>(At, a + at, stride, live);
+    copy_rows<C>(Rt, r + at, stride, live);
+    copy_rows<C>(Bt, b + at, stride, live);
+    copy_rows<C>(Kt, k + at, stride, live);
     copies_begun();
-    copy_rows(state, S + tile * SQUARE, N, N, N);
-    copy_rows(grad, Gr + tile * SQUARE, N, N, N);
-    copy_rows(V, v + at, stride, C, live);
-    copy_rows(dY, dy + at, stride, C, live);
+    copy_rows<N>(state, S + tile * SQUARE, N, N);
+    copy_rows<N>(grad, Gr + tile * SQUARE, N, N);
+    copy_rows<C>(V, v + at, stride, live);
+    copy_rows<C>(dY, dy + at, stride, live);
     copy16(inverse.at(thread() / 4, thread() % 4 * 8), Ti + tile * SCORES + thread() * 8, true);
     copies_begun();
 
-    // the segments between resets: bit t is set where token t begins one
-    const unsigned starts = votes(reset && lane() < live && reset[(long long)(g / H) * T + c * C + lane()]);
-    auto until = [&](int t) { return (2u << t) - 1; };
-    auto first = [&](int t) { return !(starts & until(t)); };
-    auto last = [&](int t) { return !(starts & ~until(t)); };
-    auto inclusive = [&](int i, int j) { return i >= j && !(starts & until(i) & ~until(j)); };
-    auto strict = [&](int i, int j) { return i > j && !(starts & until(i) & ~until(j)); };
+    const Segments segments(reset ? reset + (long long)(g / H) * T + c * C : nullptr, live);
     auto token = [&](int q) { return row_of_lane() + 8 * q; };
+    auto in = [&](unsigned tokens, int q) { return tokens & 1u << token(q); };
     auto channel = [&](int n) { return own + column_of_lane() + 8 * n; };
-    auto log2_decay = [&](float w, int t) { return t < live ? LOG2_DECAY_SCALE * sigmoid(w) : 0; };
 
     // At, Rt, Bt, Kt in the place of a, r, b, k
     Channels L;
@@ -77,7 +63,7 @@ gradients(
         float lw[2][4], sums[2][4];
         UNROLL for (int q = 0; q < 4; q++) {
             unsigned x = tw.pair(token(q), channel(n));
-            lw[0][q] = sums[0][q] = log2_decay(low(x), token(q)), lw[1][q] = sums[1][q] = log2_decay(high(x), token(q));
+            lw[0][q] = sums[0][q] = log2_decay(low(x), token(q) < live), lw[1][q] = sums[1][q] = log2_decay(high(x), token(q) < live);
         }
         UNROLL for (int e = 0; e < 2; e++) {
             total[n][e] = sums_over_tokens(sums[e]);
@@ -89,7 +75,7 @@ gradients(
             scale(At, At.pair(token(q), channel(n)), exp2_fast(l0 - lw[0][q]), exp2_fast(l1 - lw[1][q]));
             scale(Rt, Rt.pair(token(q), channel(n)), exp2_fast(l0), exp2_fast(l1));
             const float i0 = exp2_fast(-l0), i1 = exp2_fast(-l1);
-            const float h0 = last(token(q)) ? exp2_fast(total[n][0] - l0) : 0, h1 = last(token(q)) ? exp2_fast(total[n][1] - l1) : 0;
+            const float h0 = in(segments.last, q) ? exp2_fast(total[n][0] - l0) : 0, h1 = in(segments.last, q) ? exp2_fast(total[n][1] - l1) : 0;
             const unsigned xb = Bt.pair(token(q), channel(n)), xk = Kt.pair(token(q), channel(n));
             scale(Bh, xb, h0, h1), scale(Kh, xk, h0, h1), scale(Bt, xb, i0, i1), scale(Kt, xk, i0, i1);
         }
@@ -101,18 +87,18 @@ gradients(
     UNROLL for (int x = 0; x < N; x += 16) {
         const Block s = load(state, own, x), g = load(grad, own, x);
         UNROLL for (int m = 0; m < 2; m++) {
-            multiply(UT[m], s, load(At, 16 * m, x));
-            multiply(XT[m], g, load(Bh, 16 * m, x));
+            multiply(UT[m], s, load_right(At, 16 * m, x));
+            multiply(XT[m], g, load_right(Bh, 16 * m, x));
             multiply(dV[m], load(Kh, 16 * m, x), g);
         }
     }
-    UNROLL for (int m = 0; m < 2; m++) mask(UT[m], 0, 16 * m, [&](int, int t) { return first(t); });
+    UNROLL for (int m = 0; m < 2; m++) mask(UT[m], 0, 16 * m, [&](int) { return segments.first; });
     for (int task = warp; task < 9; task += WARPS) {  // three blocks of each matrix of scores, that above the diagonal is nothing
         const int matrix = task / 3, i = task % 3 > 0 ? 16 : 0, j = task % 3 > 1 ? 16 : 0;
         const Tile<N> left = matrix == 0 ? At : Rt, right = matrix == 1 ? Bt : Kt;
         Sum scores = {};
-        UNROLL for (int x = 0; x < N; x += 16) multiply(scores, load(left, i, x), load(right, j, x));
-        mask(scores, i, j, [&](int i, int j) { return matrix == 0 ? strict(i, j) : inclusive(i, j); });
+        UNROLL for (int x = 0; x < N; x += 16) multiply(scores, load(left, i, x), load_right(right, j, x));
+        mask(scores, i, j, [&](int i) { return matrix == 0 ? segments.strict(i) : segments.inclusive(i); });
         store(Tile<C>{Mak.memory + matrix * SCORES}, i, j, rounded(scores));
     }
     block_barrier();
@@ -120,8 +106,8 @@ gradients(
     Block vT[2], dyT[2], dVs[2];
     UNROLL for (int m = 0; m < 2; m++) vT[m] = load_transposed(V, 16 * m, own), dyT[m] = load_transposed(dY, 16 * m, own);
     UNROLL for (int i = 0; i < 2; i++) UNROLL for (int j = 0; j <= i; j++) {
-        multiply(UT[i], vT[j], load(Mak, 16 * i, 16 * j));
-        multiply(XT[j], dyT[i], load_transposed(Mrb, 16 * i, 16 * j));
+        multiply(UT[i], vT[j], load_right(Mak, 16 * i, 16 * j));
+        multiply(XT[j], dyT[i], load_right_transposed(Mrb, 16 * i, 16 * j));
     }
     {  // (I - Mab)^-1 times U and its transpose times X, each as two of bf16: 10% less error in da and db
         Block high[2], low[2];
@@ -141,7 +127,7 @@ gradients(
     }
     warp_barrier();
     UNROLL for (int i = 0; i < 2; i++) {
-        const Block xT = load_transposed(X, 16 * i, own);
+        const Right xT = load_right_transposed(X, 16 * i, own);
         UNROLL for (int j = 0; j <= i; j++) {
             multiply(dV[j], load_transposed(Mak, 16 * i, 16 * j), xT);
             multiply(dV[j], load_transposed(Mrk, 16 * i, 16 * j), dyT[i]);
@@ -154,14 +140,14 @@ gradients(
         const Tile<N> left = warp < 2 ? X : dY, right = warp % 2 ? V : U;
         UNROLL for (int i = 0; i < 2; i++) UNROLL for (int j = 0; j <= i; j++) {
             Sum scores = {};
-            UNROLL for (int x = 0; x < N; x += 16) multiply(scores, load(left, 16 * i, x), load(right, 16 * j, x));
-            mask(scores, 16 * i, 16 * j, [&](int i, int j) { return warp < 2 ? strict(i, j) : inclusive(i, j); });
+            UNROLL for (int x = 0; x < N; x += 16) multiply(scores, load(left, 16 * i, x), load_right(right, 16 * j, x));
+            mask(scores, 16 * i, 16 * j, [&](int i) { return warp < 2 ? segments.strict(i) : segments.inclusive(i); });
             store(Tile<C>{dMab.memory + warp * SCORES}, 16 * i, 16 * j, rounded(scores));
         }
     }
     Sum dA[2] = {}, dR[2] = {}, dB[2] = {}, dK[2] = {};
     UNROLL for (int y = 0; y < N; y += 16) {
-        const Block s = load_transposed(state, y, own), g = load_transposed(grad, y, own);
+        const Right s = load_right_transposed(state, y, own), g = load_right_transposed(grad, y, own);
         UNROLL for (int m = 0; m < 2; m++) {
             multiply(dA[m], load(X, 16 * m, y), s), multiply(dR[m], load(dY, 16 * m, y), s);
             multiply(dB[m], load(U, 16 * m, y), g), multiply(dK[m], load(V, 16 * m, y), g);
@@ -181,7 +167,7 @@ gradients(
         UNROLL for (int q = 0; q < 4; q++) {
             const unsigned b = Bt.pair(token(q), channel(n)), k = Kt.pair(token(q), channel(n));
             float(&db)[2] = dB[q / 2].x[n][q % 2], (&dk)[2] = dK[q / 2].x[n][q % 2], (&da)[2] = dA[q / 2].x[n][q % 2], (&dr)[2] = dR[q / 2].x[n][q % 2];
-            const bool l = last(token(q)), f = first(token(q));
+            const bool l = in(segments.last, q), f = in(segments.first, q);
             db[0] = l ? db[0] * d0 : 0, db[1] = l ? db[1] * d1 : 0, dk[0] = l ? dk[0] * d0 : 0, dk[1] = l ? dk[1] * d1 : 0;
             da[0] = f ? da[0] : 0, da[1] = f ? da[1] : 0, dr[0] = f ? dr[0] : 0, dr[1] = f ? dr[1] : 0;
             x0 += db[0] * low(b) + dk[0] * low(k), x1 += db[1] * high(b) + dk[1] * high(k);
@@ -192,10 +178,10 @@ gradients(
     block_barrier();
 
     UNROLL for (int i = 0; i < 2; i++) UNROLL for (int j = 0; j <= i; j++) {
-        const Block bt = load_transposed(Bt, 16 * j, own), kt = load_transposed(Kt, 16 * j, own);
+        const Right bt = load_right_transposed(Bt, 16 * j, own), kt = load_right_transposed(Kt, 16 * j, own);
         multiply(dA[i], load(dMab, 16 * i, 16 * j), bt), multiply(dA[i], load(dMak, 16 * i, 16 * j), kt);
         multiply(dR[i], load(dMrb, 16 * i, 16 * j), bt), multiply(dR[i], load(dMrk, 16 * i, 16 * j), kt);
-        const Block at = load_transposed(At, 16 * i, own), rt = load_transposed(Rt, 16 * i, own);
+        const Right at = load_right_transposed(At, 16 * i, own), rt = load_right_transposed(Rt, 16 * i, own);
         multiply(dB[j], load_transposed(dMab, 16 * i, 16 * j), at), multiply(dB[j], load_transposed(dMrb, 16 * i, 16 * j), rt);
         multiply(dK[j], load_transposed(dMak, 16 * i, 16 * j), at), multiply(dK[j], load_transposed(dMrk, 16 * i, 16 * j), rt);
     }
@@ -213,7 +199,7 @@ gradients(
             pair(Rt) = pack(r[0] * e0, r[1] * e1);
             pair(Bt) = pack(b[0] * i0, b[1] * i1);
             pair(Kt) = pack(k[0] * i0, k[1] * i1);
-            pair(At) = pack(a[0] * exp2_fast(l0 - log2_decay(low(xw), token(q))), a[1] * exp2_fast(l1 - log2_decay(high(xw), token(q))));
+            pair(At) = pack(a[0] * exp2_fast(l0 - log2_decay(low(xw), token(q) < live)), a[1] * exp2_fast(l1 - log2_decay(high(xw), token(q) < live)));
         }
         UNROLL for (int e = 0; e < 2; e++) {
             float sums[4] = {both[e][0], both[e][1], both[e][2], both[e][3]};

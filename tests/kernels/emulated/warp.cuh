@@ -21,6 +21,9 @@
 
 typedef unsigned short bf16;
 typedef unsigned char byte;
+struct alignas(8) Eight {
+    unsigned x[2];
+};
 struct alignas(16) Sixteen {
     unsigned x[4];
 };
@@ -95,13 +98,19 @@ inline void run_block() {
         f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size(), f.context.uc_link = nullptr;
         makecontext(&f.context, enter, 0);
     }
-    for (int left = threads, turn = 0; left; turn++) {
+    // one warp goes as far as it can before the next may: where a barrier is missing, it meets what the others have not done
+    for (int left = threads, warps = (threads + 31) / 32; left;) {
         const int before = events;
-        for (int i = 0; i < threads; i++) {
-            now = turn % 2 ? i : threads - 1 - i;
-            if (fibers[now].done) continue;
-            swapcontext(&scheduler, &fibers[now].context);
-            left -= fibers[now].done;
+        for (int i = 0; i < warps; i++) {
+            const int first = (block_now % 2 ? warps - 1 - i : i) * 32;
+            for (int seen = -1; seen != events;) {
+                seen = events;
+                for (now = first; now < std::min(first + 32, threads); now++) {
+                    if (fibers[now].done) continue;
+                    swapcontext(&scheduler, &fibers[now].context);
+                    left -= fibers[now].done;
+                }
+            }
         }
         if (left && events == before) std::fprintf(stderr, "block %lld: threads wait for others that never come\n", block_now), std::abort();
     }
@@ -139,7 +148,7 @@ inline unsigned rounded(float y) {
     extern "C" void kernel##_emulated(long long blocks, int threads, void** arguments) { emulated::run(kernel, blocks, threads, arguments); }
 
 DEVICE int thread() { return emulated::now; }
-DEVICE long long block() { return emulated::block_now; }
+DEVICE unsigned block() { return emulated::block_now; }
 DEVICE byte* shared_memory() { return emulated::memory; }
 DEVICE void block_barrier() { emulated::meet(emulated::whole, emulated::threads); }
 DEVICE void warp_barrier() { emulated::meet_warp(); }
@@ -172,6 +181,22 @@ DEVICE void load_8x8_transposed(unsigned (&x)[4], const bf16* row) {
         return 0;
     });
 }
+DEVICE unsigned transposed_8x8(unsigned x) {
+    const int lane = thread() % 32;
+    return emulated::shown(x, [&] {
+        auto at = [&](int j) { return emulated::shown_by<unsigned>((lane % 4 * 2 + j) * 4 + lane / 8) >> lane / 4 % 2 * 16 & 0xffff; };
+        return at(0) | at(1) << 16;
+    });
+}
+#ifdef STORES_8X8
+DEVICE void store_8x8(bf16* row, const unsigned (&x)[4]) {
+    const int lane = thread() % 32;
+    emulated::shown(row, [&] {
+        for (int i = 0; i < 4; i++) std::memcpy(emulated::shown_by<bf16*>(8 * i + lane / 4) + lane % 4 * 2, &x[i], 4);
+        return 0;
+    });
+}
+#endif
 
 DEVICE void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     struct Shown {
@@ -212,6 +237,7 @@ DEVICE unsigned votes(bool x) {
         return all;
     });
 }
+DEVICE int highest_bit(unsigned x) { return 31 - __builtin_clz(x); }
 DEVICE unsigned pack(float low, float high) { return emulated::rounded(low) | emulated::rounded(high) << 16; }
 DEVICE float low(unsigned x) { return emulated::of_bits(x << 16); }
 DEVICE float high(unsigned x) { return emulated::of_bits(x & 0xffff0000u); }

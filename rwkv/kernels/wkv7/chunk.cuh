@@ -1,0 +1,35 @@
+// What the CUDA kernels of WKV-7 share: a chunk's tokens, its segments and its decays, in a block of four warps of which each owns 16 channels.
+#pragma once
+#include "../blocks.cuh"
+
+constexpr int C = 32, N = 64, WARPS = 4, SLAB = C * N, SQUARE = N * N, SCORES = C * C;
+constexpr float LOG2_DECAY_SCALE = -0.6065306597126334f * 1.4426950408889634f, LN2 = 0.6931471805599453f;
+
+DEVICE float sigmoid(float x) { return reciprocal(1 + exp2_fast(x * -1.4426950408889634f)); }
+
+// Filling tokens get 0: their decay is 1.
+DEVICE float log2_decay(float w, bool live) { return (live ? LOG2_DECAY_SCALE : 0) * sigmoid(w); }
+
+template <int ROWS>
+DEVICE void copy_rows(Tile<N> tile, const bf16* from, long long stride, int live) {
+    const int row = thread() / 8, column = thread() % 8 * 8;
+    from += row * stride + column;
+    UNROLL for (int i = 0; i < ROWS; i += 16) copy16(tile.at(row + i, column), from + i * stride, row + i < live);
+}
+
+DEVICE unsigned until(int t) { return (2u << t) - 1; }  // bits 0 to t
+
+// The segments between resets, as sets of tokens: bit t is token t.
+struct Segments {
+    unsigned starts, first, last;  // tokens that begin one, those before any, those of the last
+    DEVICE Segments(const byte* reset, int live) {
+        starts = votes(reset && lane() < live && reset[lane()]);
+        first = (starts & -starts) - 1, last = of(C - 1);
+    }
+    DEVICE unsigned of(int t) const {
+        const unsigned later = starts & ~until(t);
+        return ((later & -later) - 1) & -1u << highest_bit(starts & until(t) | 1);
+    }
+    DEVICE unsigned inclusive(int t) const { return of(t) & until(t); }
+    DEVICE unsigned strict(int t) const { return of(t) & until(t) >> 1; }
+};
