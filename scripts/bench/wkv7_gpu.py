@@ -26,13 +26,15 @@ SHAPES = [(8, 4096, 12), (1, 4096, 12), (8, 4096, 32), (1, 4096, 32), (1, 16384,
 NAMES = ["y", "S", "dr", "dw", "dk", "dv", "da", "db", "dS0"]
 START = time.perf_counter()
 
-# name: dtype, T, decay, resets, and B, H if not 2, 2
+# name: dtype, T, decay, resets, and B, H if not 2, 2, and changes to the plan
 CHECKS = {
     "bf16": (torch.bfloat16, 4096, "mixed", False),
     "bf16 resets, T=1000": (torch.bfloat16, 1000, "mixed", True),
     "bf16 fast decay": (torch.bfloat16, 4096, "fast", False),
     "bf16 slow decay": (torch.bfloat16, 4096, "slow", False),
     "bf16 one key": (torch.bfloat16, 4096, "one key", False),
+    "bf16, all that are CUDA's": (torch.bfloat16, 4096, "mixed", False, 2, 2, {"cuda": ("chunk_factors", "gradients")}),
+    "bf16 resets, T=1000, all that are CUDA's": (torch.bfloat16, 1000, "mixed", True, 2, 2, {"cuda": ("chunk_factors", "gradients")}),
     "bf16 T=1": (torch.bfloat16, 1, "mixed", False),
     "bf16 B=50 H=4 T=500": (torch.bfloat16, 500, "mixed", True, 50, 4),
     "fp32": (torch.float32, 4096, "mixed", False),
@@ -44,6 +46,8 @@ CHECKS = {
 # changes to the plan, tried on VARIANT_SHAPES, a fused chain on all; each is compiled in a process of its own beforehand
 VARIANTS = {
     "as planned": {},
+    "all that are CUDA's": {"cuda": ("chunk_factors", "gradients")},
+    "none that is CUDA's": {"cuda": ()},
     "fused chain": {"fused_chain": True},
     "fused chain 16 rows": {"fused_chain": True, "rows": 16},
     "fused chain 16 rows, 3 stages": {"fused_chain": True, "rows": 16, "chain": (16, 3)},
@@ -125,12 +129,13 @@ HEADERS = {
 }
 
 
-def check(dtype, T, decay, resets, B=2, H=2):
+def check(dtype, T, decay, resets, B=2, H=2, changes={}):
     """The worst first; NaN where a result was not written; `moved` if a second run differs, as a race makes it."""
     x, reset, (dy, ds) = make_inputs(B, T, H, decay, resets, dtype)
     torch.use_deterministic_algorithms(True, warn_only=True)  # what torch.empty gives is then NaN
     try:
-        got, again = (grads(backend.wkv7_triton, x, reset, dy, ds) for _ in range(2))
+        with changed_plan(changes):
+            got, again = (grads(backend.wkv7_triton, x, reset, dy, ds) for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
     want = grads(wkv7_chunked, [t.double() for t in x], reset, dy.double(), ds.double())

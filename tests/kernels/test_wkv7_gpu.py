@@ -96,39 +96,53 @@ def test_the_kernels_in_the_interpreter(dtype, chain):
 
 EMULATE = """
     import ctypes
+    import dataclasses
     import sys
     import torch
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     from tests.kernels import triton_interpreter
-    from tests.kernels.test_wkv7_gpu import both, make_inputs, worst
+    from tests.kernels.test_wkv7_gpu import both, make_inputs, repeated_keys, worst
     from rwkv.kernels import cuda
-    from rwkv.kernels.wkv7.triton import wkv7_triton
-    emulated = ctypes.CDLL(sys.argv[1]).gradients_emulated
-    launched = []
+    from rwkv.kernels.wkv7 import triton
+    library, (name,) = ctypes.CDLL(sys.argv[1]), sys.argv[2:]
+    launched, plan = [], triton.plan
 
     def launch(kernel, blocks, *args):
-        launched.append(blocks)
+        launched.append((kernel.name, blocks))
         values, pointers = cuda.arguments(args)
-        emulated(ctypes.c_longlong(blocks), kernel.threads, pointers)
+        getattr(library, kernel.name + "_emulated")(ctypes.c_longlong(blocks), kernel.threads, pointers)
+
+    def errors(x, reset, grads):
+        for kernels in ((name,), ()):
+            triton.plan = lambda r: dataclasses.replace(plan(r), cuda=kernels)
+            yield worst(*both(triton.wkv7_triton, x, reset, grads, torch.bfloat16))
 
     cuda.Kernel.why_not, cuda.Kernel.launch = lambda kernel, x: None, launch
-    for i, (B, T, H, decay, resets) in enumerate([(1, 70, 1, "mixed", True), (2, 33, 2, "fastest", True), (1, 1, 2, "slowest", False), (1, 64, 1, "slowest", False)]):
+    sizes = [(1, 70, 1, "mixed", True), (2, 33, 2, "fastest", True), (1, 1, 2, "slowest", False), (1, 64, 1, "slowest", False)]
+    for i, (B, T, H, decay, resets) in enumerate(sizes):
         x, reset, grads = make_inputs(B, T, H, 64, decay, resets, seed=i)
-        print(worst(*both(wkv7_triton, x, reset, grads, torch.bfloat16)))
-    assert launched == [3, 8, 2, 2], launched
+        print(*errors(x, reset, grads))
+    assert launched == [(name, 3), (name, 8), (name, 2), (name, 2)], launched
+    x, reset, grads = make_inputs(1, 48, 1, 64)
+    print(*errors(repeated_keys(x), reset, grads))
+    triton.plan = lambda r: dataclasses.replace(plan(r), cuda=(name,))
+    with torch.no_grad():  # without what the backward needs
+        triton.wkv7_triton(*[t.bfloat16() for t in x[:6]], x[6].float(), None)
 """
 
 
 @interpreted
-def test_the_cuda_kernel_emulated(tmp_path):
-    """gradients.cu, compiled for the CPU: each thread a fiber (emulated/warp.cuh), in the place of Triton's kernel."""
+@pytest.mark.parametrize("kernel", ["chunk_factors", "gradients"])
+@pytest.mark.parametrize("options", [[], ["-DSTORES_8X8"]], ids=["sm_80", "sm_90"])
+def test_the_cuda_kernels_emulated(tmp_path, kernel, options):
+    """A .cu file, compiled for the CPU: each thread a fiber (emulated/warp.cuh), in the place of Triton's kernel. As exact as that."""
     source, library = tmp_path / "emulated.cpp", tmp_path / "emulated.so"
-    source.write_text(f'#include "{ROOT}/rwkv/kernels/wkv7/gradients.cu"\nEMULATED(gradients)\n')
-    compiler = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-include", f"{ROOT}/tests/kernels/emulated/warp.cuh"]
+    source.write_text(f'#include "{ROOT}/rwkv/kernels/wkv7/{kernel}.cu"\nEMULATED({kernel})\n')
+    compiler = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", *options, "-include", f"{ROOT}/tests/kernels/emulated/warp.cuh"]
     subprocess.run([*compiler, "-o", str(library), str(source)], check=True)
-    out = interpret(EMULATE, str(library))
-    assert len(out) == 4 and all(float(x) < BOUNDS[torch.bfloat16] for x in out), out
+    out = [float(x) for x in interpret(EMULATE, str(library), kernel)]
+    assert len(out) == 10 and all(x < 1.02 * y for x, y in zip(out[::2], out[1::2], strict=True)), out
 
 
 @interpreted
@@ -200,6 +214,23 @@ def test_outputs_and_gradients(dtype, case, plan, monkeypatch):
         pytest.skip(reason)
     x, reset, grads = make_inputs(B, T, H, N, decay, resets)
     assert worst(*both(on_gpu, x, reset, grads, dtype, "cuda")) < BOUNDS[dtype]
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("case", [*(x for x in cases() if x[3] == 64), (2, 300, 3, 64, "mixed", True), (1, 96, 2, 64, "one key", False)])
+def test_cuda_kernels_are_as_exact_as_tritons(case, monkeypatch):
+    *shape, decay, resets = case
+    x, reset, grads = make_inputs(*shape, "mixed" if decay == "one key" else decay, resets)
+    x = repeated_keys(x) if decay == "one key" else x
+    plan, got = triton.plan, {}
+    for kernels in ((), ("chunk_factors",), ("gradients",), ("chunk_factors", "gradients")):
+        monkeypatch.setattr(triton, "plan", lambda r, kernels=kernels: dataclasses.replace(plan(r), cuda=kernels))
+        got[kernels], again = (both(on_gpu, x, reset, grads, torch.bfloat16, "cuda") for _ in range(2))
+        assert all(map(torch.equal, got[kernels][0], again[0]))  # a race would show
+    like = torch.empty(1, dtype=torch.bfloat16, device="cuda")
+    assert [k.why_not(like) for k in (triton.FACTORS, triton.GRADIENTS)] == [None, None]
+    assert all(worst(*x) < 1.03 * worst(*got[()]) for x in got.values()), {k: worst(*x) for k, x in got.items()}
 
 
 @pytest.mark.gpu

@@ -14,8 +14,11 @@ from torch import Tensor
 from rwkv.errors import KernelError
 from rwkv.kernels import again, cuda, gpu
 
-# `gradients` of triton_kernels.py again, for bf16, chunks of 32 and heads of 64: in 0.7 of its time. Where it cannot be had, Triton's runs.
-GRADIENTS = cuda.Kernel(Path(__file__).with_name("gradients.cu"), shared=2 * (11 * 32 * 64 + 2 * 64 * 64 + 4 * 32 * 32), threads=128)
+# Kernels of triton_kernels.py again, for bf16, chunks of 32 and heads of 64. Where one cannot be had, Triton's runs; gradients takes 0.7 of its time.
+CHUNK, HEAD, WARPS = 32, 64, 4
+SLAB, SQUARE, SCORES = CHUNK * HEAD, HEAD * HEAD, CHUNK * CHUNK
+FACTORS = cuda.Kernel(Path(__file__).with_name("chunk_factors.cu"), shared=2 * (8 * SLAB + 4 * SCORES), threads=32 * WARPS)
+GRADIENTS = cuda.Kernel(Path(__file__).with_name("gradients.cu"), shared=2 * (11 * SLAB + 2 * SQUARE + 4 * SCORES), threads=32 * WARPS)
 
 # larger ones do not fit in the registers
 HEAD_SIZES = {torch.bfloat16: (16, 32, 64, 128), torch.float16: (16, 32, 64), torch.float32: (16, 32, 64)}
@@ -69,6 +72,7 @@ class Plan:
     factors: tuple[int, int | None] = (4, None)  # warps of chunk_factors, and its most registers a thread
     gradients: tuple[int, int | None] = (4, None)  # the same of gradients
     small: tuple[int, int | None] = (4, None)  # the same of outputs and chain_source
+    cuda: tuple[str, ...] = ("gradients",)  # the kernels that are CUDA's where they can be; chunk_factors has not been timed
     chain: tuple[int, int] = (16, 4)  # rows of the state a warp, and chunks loaded ahead + 1; a warp alone waits for no other
     fused_chain: bool = False  # it does the work of outputs and chain_source: fewer bytes in all, more time a chunk
 
@@ -109,7 +113,10 @@ def _factors(go, inputs, keep):
     C, N = go.plan.chunk, go.N
     P, Q, Rw, Y0 = go.tile(N, N), go.tile(N, N), go.tile(C, N), go.tile(C, N)
     D, Ti = torch.empty(go.G, go.n, N, dtype=torch.float32, device=P.device), go.tile(C, C) if keep else P
-    go.chunks("chunk_factors", *inputs, go.flags, P, Q, D, Rw, Y0, Ti, RESET=go.reset, KEEP=keep)
+    if go.in_cuda(FACTORS):
+        go.blocks(FACTORS, *inputs, go.reset_flags, P, Q, D, Rw, Y0, Ti if keep else None)
+    else:
+        go.chunks("chunk_factors", *inputs, go.flags, P, Q, D, Rw, Y0, Ti, RESET=go.reset, KEEP=keep)
     return P, Q, D, Rw, Y0, Ti
 
 
@@ -132,8 +139,8 @@ def _backward(kept, dy, dlast):
             Q = go.tile(N, N)
             go.chunks("chain_source", dy, Rw, Q)
             go.chain(P, Q, D, dlast, Gr, dstate, REVERSE=True)
-        if (go.N, go.plan.chunk, go.plan.dot) == (64, 32, torch.bfloat16) and GRADIENTS.why_not(r) is None:
-            GRADIENTS.launch(go.n * go.G, *inputs, flags, dy, D, S, Ti, Gr, *grads, go.n, go.G, go.H, go.T)
+        if go.in_cuda(GRADIENTS):
+            go.blocks(GRADIENTS, *inputs, go.reset_flags, dy, D, S, Ti, Gr, *grads)
         else:
             go.chunks("gradients", *inputs, go.flags, dy, D, S, Ti, Gr, *grads, RESET=go.reset)
     return *grads, dstate
@@ -146,6 +153,7 @@ class _Launch:
         B, self.T, self.H, self.N = r.shape
         self.G, self.plan, self.like = B * self.H, plan(r), r
         self.n = gpu.cdiv(self.T, self.plan.chunk)
+        self.reset_flags = flags  # for CUDA; Triton takes no null
         self.flags, self.reset = (r, False) if flags is None else (flags, True)
         self.common = {"N": self.N, "C": self.plan.chunk, "PREC": self.plan.prec, "DOT": self.plan.dot}
 
@@ -158,6 +166,14 @@ class _Launch:
         sizes = self.n, self.G, self.H, self.T
         constants |= self.common | {"num_warps": warps, "maxnreg": registers}
         gpu.launch("wkv7", name, self.n * self.G, *args, *sizes, **constants)
+
+    def in_cuda(self, kernel: cuda.Kernel) -> bool:
+        shape = self.N, self.plan.chunk, self.plan.dot
+        return kernel.name in self.plan.cuda and shape == (HEAD, CHUNK, torch.bfloat16) and kernel.why_not(self.like) is None
+
+    def blocks(self, kernel: cuda.Kernel, *args):
+        """One block for each chunk of each head."""
+        kernel.launch(self.n * self.G, *args, self.n, self.G, self.H, self.T)
 
     def chain(self, P, Q, D, start, S, out, Rw=None, Y0=None, y=None, dy=None, REVERSE=False):
         """One program for `rows` rows of the state of each head."""
