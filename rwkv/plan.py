@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 from rwkv.config import cli
 from rwkv.errors import ConfigError
@@ -26,12 +27,15 @@ def main(argv: list[str]) -> int:
     if unknown := [f for f in flags if f != "--json"]:
         raise ConfigError(f"{unknown[0]}: unknown flag; see --help")
 
+    from rwkv.config.check import check
     from rwkv.config.compose import load
     from rwkv.training.planning import machine, plan, show
     from rwkv.training.planning.work import model_size
 
     asked, overrides = machine.split(overrides)
     cfg = load(overrides)
+    alone = replace(cfg.strategy, kind="auto", devices=1, nodes=1, deepspeed={}, swap=None)
+    check(replace(cfg, strategy=alone), reads_data=False)  # what a strategy cannot do is part of the plan
     if cfg.threads:
         import torch
 

@@ -25,10 +25,14 @@ def main(argv: list[str]) -> int:
 
     from rwkv.checkpoint import store
 
+    if path.name == "checkpoints" and path.is_dir():
+        path = path.parent
     if (path / "checkpoints").is_dir():
         return run(path)
     if path.is_dir() and store.named(path.parent).count(path):
         return report([path], [])
+    if runs := sorted(f.parent.name for f in path.glob("*/checkpoints")):
+        raise CheckpointError(f"{path}: a folder of runs, of which one is checked at a time: {path / runs[0]}" + (f" ({', '.join(runs)})" if runs[1:] else ""))
     return model(path)
 
 
@@ -68,16 +72,28 @@ def report(checkpoints: list[Path], runs: list[Path]) -> int:
             found = verify.findings(checkpoint, told)
             if checkpoint.exists():  # one that training has removed meanwhile is none
                 wrong[checkpoint] = found
+    if not wrong:
+        raise CheckpointError(f"{checkpoints[0].parent}: training has removed what was there; the same command looks at what is there now")
     for path in runs:
         of_run(path, wrong)
     print(f"\n{'checkpoint':24}{'size':>10}{'tokens':>16}{'validation':>12}  verdict")
     for checkpoint, work in zip(checkpoints, works, strict=True):
         if checkpoint in wrong:
             verdict = "BROKEN" if wrong[checkpoint] else "sound"
-            print(f"{checkpoint.name:24}{human(work):>10}{_numbers(checkpoint)}  {verdict}")
+            print(f"{checkpoint.name:24}{human(work) if work else '?':>10}{_numbers(checkpoint)}  {verdict}")
     problems = [text for texts in wrong.values() for text in texts]
     print("\n" + "\n".join(problems) if problems else f"\nall is sound: {len(wrong)} of {len(wrong)}")
+    if problems and runs:
+        print(_what_now(wrong))
     return 1 if problems else 0
+
+
+def _what_now(wrong: dict[Path, list[str]]) -> str:
+    """What becomes of a run with broken checkpoints; `wrong`: newest first."""
+    sound = next((c.name for c, texts in wrong.items() if not texts), None)
+    if sound is None:
+        return "none is sound, so the run cannot go on: put the files back from a copy, or delete the run's folder to train anew"
+    return f"the newest that is sound is {sound}: without the broken ones, and summary.json if it is there, the run's command goes on from it"
 
 
 def _numbers(checkpoint: Path) -> str:
@@ -140,7 +156,7 @@ def of_data(folder, fingerprints: list[str]):
     for fingerprint in fingerprints:
         for part in fingerprint.split("+"):
             place = (both | stores).get(part.split("-")[0])
-            yield f"data {part}: {place}" if place else f"data {part}: not prepared in {cache}"
+            yield f"data {part}: {place}" if place else f"data {part}: not prepared in {cache}; training does it again, if its source is there"
 
 
 def model(path: Path) -> int:

@@ -34,6 +34,13 @@ def test_what_does_not_fit_is_told_with_what_would(capsys):
     assert {s["strategy"]: s["fits"] for s in found["strategies"]}["ddp"] is False
 
 
+def test_rows_that_cannot_be_dealt_equally_are_said(capsys):
+    assert plan.main(["strategy=ddp", "plan.gpu=h100", "plan.gpus=3"]) == 0
+    assert "layout.rows=8 cannot be dealt equally to 3 processes: planned with 9." in capsys.readouterr().out.replace("\n", " ")
+    assert plan.main(["strategy=ddp", "plan.gpu=h100", "plan.gpus=4"]) == 0
+    assert "dealt" not in capsys.readouterr().out
+
+
 def test_time_from_a_rate_and_from_mfu(capsys):
     found = planned(capsys, "plan.rate=1000", "trainer.tokens=1M")
     assert found["seconds"] == 1000 and found["rate_source"] == "plan.rate"
@@ -69,6 +76,7 @@ def test_a_plan_has_the_runs_signature(tiny_run, capsys):
         ("plan.memory=80GB", r"of which GPU\? plan\.gpu="),
         ("--jason", r"--jason: unknown flag"),
         ("modle=7b", r"did you mean model"),
+        ("model=from_file", r"with model=from_file a file is needed: model\.path="),
     ],
 )
 def test_bad_input(argument, message, capsys):

@@ -51,6 +51,16 @@ def test_a_sound_run(run, capsys):
     assert f"data {fingerprint}: {run.parent / 'data'}" in out
     (point, _) = store.points(run / "checkpoints")
     assert verified(point, capsys)[0] == 0
+    assert verified(run / "checkpoints", capsys) == (code, out)
+    code, out = verified(run.parent, capsys)
+    assert code == 2 and f"{run.parent}: a folder of runs, of which one is checked at a time: {run}" in out
+
+
+def test_what_is_left_is_said(run, capsys):
+    for point, left in zip(store.points(run / "checkpoints"), ["the newest that is sound is step-00000010: without the broken", "none is sound, so the run"], strict=True):
+        (point / store.MANIFEST).write_text("")
+        code, out = verified(run, capsys)
+        assert code == 1 and "manifest.json: not as it was written, for it is no JSON" in out and left in out, out
 
 
 def flip(point):

@@ -72,7 +72,8 @@ class RunFolder:
         def taken(holder: str) -> None:
             if patient:
                 return print(f"{self.path} is being trained by {holder}; waiting until that ends", flush=True)
-            raise CheckpointError(f"{self.path} is being trained by {holder}; change a setting (seed=2) for a run of its own") from None
+            remedy = "wait until that has ended, or change a setting (seed=2) for a run of its own"
+            raise CheckpointError(f"{self.path} is being trained by {holder}: {remedy}") from None
 
         disk.lock(self._lock, taken)
 

@@ -193,7 +193,9 @@ def manifest(checkpoint: Path) -> dict[str, dict]:
         if text != _manifest(files):
             raise ValueError("its content has changed since it was written")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing") from None
+        raise CheckpointError(f"{path}: missing, and without it nothing shows that the other files are as written") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not as it was written, for it is no JSON: {error}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return files

@@ -39,7 +39,9 @@ def _rules(cfg: TrainConfig):
         cfg.strategy.kind.startswith("ds3") and cfg.bptt.recompute == "selective",
         f"strategy={cfg.strategy.kind} with bptt.recompute=selective would keep every weight that it gathers: set bptt.recompute=true, or strategy=fsdp",
     )
-    yield cfg.layout.rows % world != 0, f"layout.rows={cfg.layout.rows} cannot be dealt equally to {world} processes; use a multiple of {world}"
+    processes = f"{world} processes (strategy.devices={cfg.strategy.devices}, strategy.nodes={cfg.strategy.nodes})"
+    near = f"layout.rows={max(1, cfg.layout.rows // world) * world} or another multiple of {world}"
+    yield cfg.layout.rows % world != 0, f"layout.rows={cfg.layout.rows} cannot be dealt equally to {processes}: set {near}"
     yield (
         cfg.bptt.mode == "off" and cfg.layout.kind != "document" and cfg.layout.chunks != 1,
         f"bptt=off learns from one chunk at a time: set layout.chunks=1 (is {cfg.layout.chunks})",

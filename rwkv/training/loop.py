@@ -3,6 +3,7 @@
 The training step itself is `optimizer_step`; the gradient it takes is `rwkv.bptt.engine`.
 """
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from rwkv.checkpoint import store
 from rwkv.checkpoint.run import RunFolder
+from rwkv.config.check import check
 from rwkv.config.compose import tree_of
 from rwkv.config.schema import TrainConfig
 from rwkv.disk import Lines
@@ -55,7 +57,9 @@ def train(cfg: TrainConfig, overrides: list[str]) -> int:
 
 
 def train_on(ranks: Ranks, cfg: TrainConfig, overrides: list[str], folder: RunFolder, started: float) -> int:
-    """The same, on ranks that are there."""
+    """The same, on ranks that are there: strategy.devices=auto may be as many as do not go with other settings."""
+    found = dataclasses.replace(cfg.strategy, devices=ranks.world // cfg.strategy.nodes)
+    ranks.together(lambda: check(dataclasses.replace(cfg, strategy=found)))
     ranks.first_alone(lambda: folder.acquire(patient=in_batch_job()))  # of a node thought dead, the process may live on
     if folder.finished:
         if ranks.first:

@@ -237,8 +237,11 @@ class Session:
     def restore(self, checkpoint: Path) -> None:
         """Weights and moments of a verified checkpoint, no more. Raises CheckpointError if it is of another model."""
         model, optimizer = shards.Tensors(checkpoint, "model"), shards.Tensors(checkpoint, "optimizer")
-        if model.shapes() != self.strategy.shapes:
-            raise CheckpointError(f"{checkpoint}: its tensors are not those of the model that the settings describe")
+        if different := sorted(dict(model.shapes().items() ^ self.strategy.shapes.items())):
+            raise CheckpointError(
+                f"{checkpoint}: its tensors are not those of the model that the settings describe: {different[0]}, {len(different)} in all; "
+                "if the file of model.path has changed, put it back, or set seed=2 for a new run"
+            )
         keys: dict[str, list[str]] = {name: [] for name in model}
         for entry in optimizer:
             key, name = entry.split("/", 1)

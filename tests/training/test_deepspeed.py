@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,23 @@ def test_what_a_strategy_lacks_is_said_before_data_is_read(strategy, message, tm
     assert message in log and "missing" not in log
 
 
+def without_a_library(args: list[str]) -> int:
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == "deepspeed":
+                raise ImportError("libcudart.so.12: cannot open shared object file")
+
+    sys.meta_path.insert(0, Broken())
+    return forked.train(args)
+
+
+def test_deepspeed_that_does_not_work_here(tmp_path):
+    args = tiny("data=text", f"data.path={tmp_path / 'missing'}", f"out={tmp_path / 'out'}", "strategy=ds2_offload")
+    assert forked.codes([forked.start(without_a_library, args, log=tmp_path / "log")]) == [2]
+    log = (tmp_path / "log").read_text()
+    assert log.startswith("error: strategy=ds2_offload: DeepSpeed cannot be imported: libcudart.so.12: cannot open shared object file; ") and "set strategy=fsdp" in log
+
+
 def settings_with(swap_folder):
     return load(["strategy=ds3_nvme", f"strategy.swap={swap_folder}"]).strategy
 
@@ -90,7 +108,7 @@ def holds_swap_folders(parent: Path, ready: Path) -> None:
     time.sleep(60)
 
 
-def test_what_a_killed_run_left_on_the_disk_is_removed(tmp_path):
+def test_what_a_killed_run_left_on_the_disk_is_removed(monkeypatch, tmp_path):
     """By the next one, which leaves alone what a living process has, and what is none of this program's."""
     (tmp_path / "swap" / "photographs").mkdir(parents=True)
     processes = [forked.start(holds_swap_folders, tmp_path / "swap", tmp_path / name, log=tmp_path / "log") for name in ("killed", "alive")]
@@ -100,7 +118,8 @@ def test_what_a_killed_run_left_on_the_disk_is_removed(tmp_path):
     swap.clean(tmp_path / "swap")
     assert left() == 4
     forked.codes(processes[:1], 0)
-    swap.clean(tmp_path / "swap")
+    monkeypatch.setattr(swap, "load_operator", lambda: None)
+    swap.check(settings_with(tmp_path / "swap"), 10**6)
     assert left() == 2
     os.kill(processes[1].pid, signal.SIGINT)
     assert forked.codes(processes[1:]) != [None]

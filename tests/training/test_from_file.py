@@ -1,14 +1,17 @@
 """model=from_file: training goes on from a model that exists."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rwkv import init, train
-from rwkv.checkpoint import official
+from rwkv.checkpoint import official, store
+from rwkv.checkpoint.shards import Tensors
 from rwkv.config import cli
 from rwkv.errors import CheckpointError
+from rwkv.training.session import Session
 from tests.conftest import the_run, tiny, write_text
 
 
@@ -85,3 +88,10 @@ def test_a_tuned_state_is_not_dropped(text, tmp_path):
     official.save(weights, tmp_path / "state.pth")
     with pytest.raises(CheckpointError, match="time_state"):
         train.main(arguments(text, "model=from_file", f"model.path={tmp_path / 'state.pth'}"))
+
+
+def test_a_checkpoint_of_a_model_that_the_file_has_no_more(tiny_run):
+    (point,) = store.points(tiny_run / "checkpoints")
+    session = SimpleNamespace(strategy=SimpleNamespace(shapes=Tensors(point, "model").shapes() | {"emb.weight": torch.Size((65536, 64))}))
+    with pytest.raises(CheckpointError, match=r"the settings describe: emb\.weight, 1 in all; if the file of model\.path has changed, put it back, or set seed=2"):
+        Session.restore(session, point)

@@ -1,12 +1,15 @@
 """Two processes on gloo give what one gives, whatever documents each has."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.compose import load
+from rwkv.errors import ConfigError
+from rwkv.training.loop import train_on
 from tests.conftest import command, the_run, tiny, write_text
 from tests.training import forked, gradients_of_a_step
 from tests.training.runs import losses
@@ -124,6 +127,14 @@ def test_going_on_with_other_strategies_and_processes(layout, precision, turns, 
     a, b = losses(the_run(tmp_path / "one")), losses(the_run(tmp_path / "out"))
     assert [s for s, _ in a] == [s for s, _ in b] and len(a) > len(turns) + 1
     assert [x for _, x in b] == pytest.approx([x for _, x in a], rel=1e-6)
+
+
+def test_as_many_processes_as_there_are_devices_may_not_go_with_the_rows():
+    """strategy.devices=auto: how many is known only when they are there."""
+    cfg = load(tiny("strategy=ddp", "layout.rows=4"))
+    ranks = SimpleNamespace(world=3, together=lambda action: action())
+    with pytest.raises(ConfigError, match=r"layout\.rows=4 cannot be dealt equally to 3 processes \(strategy\.devices=3, strategy\.nodes=1\): set layout\.rows=3 or"):
+        train_on(ranks, cfg, [], None, 0.0)
 
 
 @pytest.mark.parametrize("case", ["lock", "data"])

@@ -39,7 +39,7 @@ def verdict(cfg: TrainConfig, kind: str, work: Work, machine: Machine) -> Verdic
     world = world_of(cfg, kind, machine)
     theirs = {"deepspeed": cfg.strategy.deepspeed if kind.startswith("ds") else {}, "swap": cfg.strategy.swap if kind == "ds3_nvme" else None}
     devices = replace(cfg.strategy, kind=kind, devices=-(-world // machine.nodes), nodes=machine.nodes, **theirs)
-    work = replace(work, rows=-(-work.rows // world) * world)  # dealt equally; a plan is told of it elsewhere
+    work = replace(work, rows=-(-work.rows // world) * world)  # dealt equally, which a plan says
     try:
         check(replace(cfg, strategy=devices, layout=replace(cfg.layout, rows=work.rows)), reads_data=False)
     except ConfigError as error:
@@ -127,9 +127,11 @@ def message(cfg: TrainConfig, work: Work, machine: Machine, told: Verdict) -> st
     listed = ", ".join(f"{name} {human(size)}" for name, size in sorted(parts.items(), key=lambda x: -x[1]))
     found = remedies(cfg, work, machine)
     advice = f"it fits with {', or '.join(found)}" if found else "take a smaller model=, precision=bf16, or a machine with more memory"
-    device = "cuda" if on_device else "cpu"
+    device = "there" if on_device else "on this machine"
+    if cfg.strategy.sharded and machine.device == "cpu" and told.world == 1:
+        advice += f" (strategy={cfg.strategy.kind} shares this out over GPUs; here it runs on the CPU, where one process has all of it)"
     return (
-        f"this run does not fit: it needs about {human(total)} {where} ({listed}), and {human(free)} are free on {device}; {advice}; "
+        f"this run does not fit: it needs about {human(total)} {where} ({listed}), and {human(free)} are free {device}; {advice}; "
         "python -m rwkv.plan with the same arguments shows every strategy, and other machines with plan.gpu=h100 plan.gpus=8"
     )
 

@@ -98,7 +98,9 @@ def _places(v: Verdict, plan: Plan) -> list[str]:
 def _conclusion(plan: Plan) -> str:
     largest = [f"{name}={n}" for name, n in (("layout.rows", plan.rows), ("ctx_len", plan.ctx_len)) if n]
     room = f"; about the largest that would: {', or '.join(largest)}" if largest else ""
+    rows, world = plan.work.rows, plan.chosen.world
+    dealt = f" layout.rows={rows} cannot be dealt equally to {world} processes: planned with {-(-rows // world) * world}." if rows % world else ""
     if plan.chosen.fits:
-        return f"It fits{room}."
+        return f"It fits{room}.{dealt}"
     remedies = f" It fits with {', or '.join(plan.remedies)}." if plan.remedies else ""
-    return f"It does not fit: {plan.chosen.why_not}{room}.{remedies}"
+    return f"It does not fit: {plan.chosen.why_not}{room}.{remedies}{dealt}"

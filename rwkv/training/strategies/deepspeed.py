@@ -41,7 +41,7 @@ class DeepSpeed(Strategy):
     layerwise = False  # its engine takes part in whole passes
 
     def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
-        deepspeed = _import(ranks)
+        deepspeed = _import(cfg.strategy.kind, ranks)
         self.ranks, self.stage = ranks, int(cfg.strategy.kind[2])
         with torch.device("meta"):
             blank = RWKV(size)
@@ -196,7 +196,7 @@ class _Runner(Eager):
 
 def check(cfg: TrainConfig, n: int, ranks: Ranks) -> None:
     """Raises ConfigError if a model of n parameters cannot be trained so with these settings, on this machine."""
-    _import(ranks)
+    _import(cfg.strategy.kind, ranks)
     _check_settings(ds_config(cfg), cfg.strategy.deepspeed)
     if cfg.strategy.kind == "ds3_nvme":
         swap.check(cfg.strategy, n)
@@ -244,15 +244,16 @@ class _Told(dict):
         return self
 
 
-def _import(ranks: Ranks):
-    """DeepSpeed, told where it is. Raises ConfigError if it is not installed."""
+def _import(kind: str, ranks: Ranks):
+    """DeepSpeed, told where it is. Raises ConfigError if it is not installed, or does not work here."""
     here = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world, "LOCAL_RANK": ranks.fabric.local_rank}
     os.environ |= {name: str(value) for name, value in here.items()}
     os.environ["DS_ACCELERATOR"] = "cpu" if ranks.device.type == "cpu" else "cuda"
     try:
         import deepspeed
-    except ImportError as error:
-        raise ConfigError("strategy=ds*: the package is not installed; pip install deepspeed, or set strategy=fsdp") from error
+    except Exception as error:  # of any type: it looks for compilers and libraries
+        remedy = "pip install deepspeed" if isinstance(error, ModuleNotFoundError) else "mend that"
+        raise ConfigError(f"strategy={kind}: DeepSpeed cannot be imported: {error}; {remedy}, or set strategy=fsdp, which needs nothing but PyTorch") from error
     warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).* is deprecated", category=FutureWarning)
     deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a helper that would be compiled for 97 s of CPU time
