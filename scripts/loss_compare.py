@@ -83,7 +83,8 @@ def main() -> int:
     from rwkv.training.environment import device_name
 
     equal = all(x == first for x in others)
-    lines = ["# Loss curves", "", f"{device_name()}, {datetime.date.today()}, `{shlex.join(common)}`; behind the first, differences from it.", ""]
+    typed = shlex.join(["scripts/loss_compare.py", *(x for x in sys.argv[1:] if x not in ("--write", str(args.write)))])
+    lines = ["# Loss curves", "", f"{device_name()}, {datetime.date.today()}: `{typed}`. Behind the first: differences from it.", ""]
     lines += [f"| {' | '.join(row)} |" for row in table] + ["", "Equal to the bit." if equal else "Not equal to the bit."]
     print("\n".join(lines))
     if args.write:
