@@ -19,32 +19,36 @@ struct Sum {
     float x[2][2][2];  // column + 8, row + 8, column + 1
 };
 
-// [rows][COLUMNS] bf16 in shared memory; the 16-byte parts of a row are permuted so that 8 rows of a column lie in different banks.
-template <int COLUMNS>
-struct Tile {
-    static_assert(COLUMNS == 32 || COLUMNS == 64, "");
-    bf16* memory;
-    DEVICE bf16* at(int row, int column) const {
-        int part = COLUMNS == 64 ? column / 8 ^ row % 8 : column / 8 ^ row / 2 % 4;
-        return memory + row * COLUMNS + part * 8 + column % 8;
-    }
-    DEVICE unsigned& pair(int row, int column) const { return *(unsigned*)at(row, column); }
-};
-
 DEVICE int lane() { return thread() % 32; }
 DEVICE int row_of_lane() { return lane() / 4; }
 DEVICE int column_of_lane() { return lane() % 4 * 2; }
 
+// [rows][COLUMNS] bf16 in shared memory; the 16-byte parts of a row are permuted so that 8 rows of a column lie in different banks.
+template <int COLUMNS>
+struct Tile {
+    static_assert(COLUMNS == 32 || COLUMNS == 64, "");
+    int start;  // elements before it, a multiple of 64
+    static DEVICE int permuted(int row, int column) { return row * COLUMNS + (column ^ (COLUMNS == 64 ? row % 8 : row / 2 % 4) * 8); }
+    DEVICE bf16* at(int row, int column) const { return (bf16*)shared_memory() + start + permuted(row, column); }
+    DEVICE unsigned& pair(int row, int column) const { return *(unsigned*)at(row, column); }
+    // Of row + i, column + j, where row and column are multiples of 16: what depends on the lane, i and j, is the same in all tiles, so computed once.
+    DEVICE Address address_of(int row, int column, int i, int j) const {
+        return (address(shared_memory()) + 2 * permuted(i, j) ^ 2 * column) + 2 * (start + row * COLUMNS);
+    }
+    DEVICE Address by_rows(int row, int column) const { return address_of(row, column, lane() % 16, lane() / 16 * 8); }
+    DEVICE Address by_columns(int row, int column) const { return address_of(row, column, lane() % 8 + lane() / 16 * 8, lane() / 8 % 2 * 8); }
+};
+
 template <int COLUMNS>
 DEVICE Block load(Tile<COLUMNS> tile, int row, int column) {
     Block block;
-    load_8x8(block.x, tile.at(row + lane() % 16, column + lane() / 16 * 8));
+    load_8x8(block.x, tile.by_rows(row, column));
     return block;
 }
 template <int COLUMNS>
 DEVICE Right load_right(Tile<COLUMNS> tile, int row, int column) {
     Right block;
-    load_8x8(block.x, tile.at(row + lane() % 8 + lane() / 16 * 8, column + lane() / 8 % 2 * 8));
+    load_8x8(block.x, tile.by_columns(row, column));
     return block;
 }
 
@@ -52,13 +56,13 @@ DEVICE Right load_right(Tile<COLUMNS> tile, int row, int column) {
 template <int COLUMNS>
 DEVICE Block load_transposed(Tile<COLUMNS> tile, int row, int column) {
     Block block;
-    load_8x8_transposed(block.x, tile.at(row + lane() % 8 + lane() / 16 * 8, column + lane() / 8 % 2 * 8));
+    load_8x8_transposed(block.x, tile.by_columns(row, column));
     return block;
 }
 template <int COLUMNS>
 DEVICE Right load_right_transposed(Tile<COLUMNS> tile, int row, int column) {
     Right block;
-    load_8x8_transposed(block.x, tile.at(row + lane() % 16, column + lane() / 16 * 8));
+    load_8x8_transposed(block.x, tile.by_rows(row, column));
     return block;
 }
 DEVICE Block transposed(const Block& b) { return {{transposed_8x8(b.x[0]), transposed_8x8(b.x[2]), transposed_8x8(b.x[1]), transposed_8x8(b.x[3])}}; }
@@ -86,7 +90,7 @@ DEVICE Block rest(const Sum& s, const Block& of) {
 template <int COLUMNS>
 DEVICE void store(Tile<COLUMNS> tile, int row, int column, const Block& block) {
 #ifdef STORES_8X8
-    store_8x8(tile.at(row + lane() % 16, column + lane() / 16 * 8), block.x);
+    store_8x8(tile.by_rows(row, column), block.x);
 #else
     UNROLL for (int n = 0; n < 2; n++) UNROLL for (int m = 0; m < 2; m++)
         tile.pair(row + m * 8 + row_of_lane(), column + n * 8 + column_of_lane()) = block.x[2 * n + m];

@@ -22,7 +22,8 @@ DEVICE byte* shared_memory() {
     extern __shared__ __align__(128) byte memory[];
     return memory;
 }
-DEVICE unsigned address(const void* shared) { return (unsigned)__cvta_generic_to_shared(shared); }
+typedef unsigned Address;  // in shared memory
+DEVICE Address address(const void* shared) { return (unsigned)__cvta_generic_to_shared(shared); }
 
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
@@ -38,11 +39,11 @@ DEVICE void copies_done() {
 }
 
 // Four 8x8 matrices of bf16, whose 32 rows of 16 bytes lie where the 32 lanes say: lane l gets [l/4][2(l%4)] and the next of each, or of its transpose.
-DEVICE void load_8x8(unsigned (&x)[4], const bf16* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address(row)) : "memory");
+DEVICE void load_8x8(unsigned (&x)[4], Address row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(row) : "memory");
 }
-DEVICE void load_8x8_transposed(unsigned (&x)[4], const bf16* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address(row)) : "memory");
+DEVICE void load_8x8_transposed(unsigned (&x)[4], Address row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(row) : "memory");
 }
 // An 8x8 matrix held so becomes its transpose.
 DEVICE unsigned transposed_8x8(unsigned x) {
@@ -54,8 +55,8 @@ DEVICE unsigned transposed_8x8(unsigned x) {
 // The opposite of load_8x8, on compute capability 9.0 and newer.
 #if __CUDA_ARCH__ >= 900
 #define STORES_8X8
-DEVICE void store_8x8(bf16* row, const unsigned (&x)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address(row)), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
+DEVICE void store_8x8(Address row, const unsigned (&x)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
 }
 #endif
 

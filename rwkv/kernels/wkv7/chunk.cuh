@@ -17,6 +17,8 @@ DEVICE void copy_rows(Tile<N> tile, const bf16* from, long long stride, int live
     UNROLL for (int i = 0; i < ROWS; i += 16) copy16(tile.at(row + i, column), from + i * stride, row + i < live);
 }
 
+DEVICE unsigned scaled(unsigned x, float s0, float s1) { return pack(low(x) * s0, high(x) * s1); }
+
 DEVICE unsigned until(int t) { return (2u << t) - 1; }  // bits 0 to t
 
 // The segments between resets, as sets of tokens: bit t is token t.
@@ -32,4 +34,21 @@ struct Segments {
     }
     DEVICE unsigned inclusive(int t) const { return of(t) & until(t); }
     DEVICE unsigned strict(int t) const { return of(t) & until(t) >> 1; }
+};
+
+// left right^T of tokens in one segment, of which the first comes no earlier than the second, or later if `strict`: what is above the diagonal is nothing.
+struct Scores {
+    Block x00, x10, x11;  // rows, columns by 16
+    DEVICE Scores(Tile<N> left, Tile<N> right, const Segments& segments, bool strict) {
+        Sum s00 = {}, s10 = {}, s11 = {};
+        UNROLL for (int x = 0; x < N; x += 16) {
+            const Block l0 = load(left, 0, x), l1 = load(left, 16, x);
+            const Right r0 = load_right(right, 0, x), r1 = load_right(right, 16, x);
+            multiply(s00, l0, r0), multiply(s10, l1, r0), multiply(s11, l1, r1);
+        }
+        auto kept = [&](int t) { return strict ? segments.strict(t) : segments.inclusive(t); };
+        mask(s00, 0, 0, kept), mask(s10, 16, 0, kept), mask(s11, 16, 16, kept);
+        x00 = rounded(s00), x10 = rounded(s10), x11 = rounded(s11);
+    }
+    DEVICE void store_to(Tile<C> tile) const { store(tile, 0, 0, x00), store(tile, 16, 0, x10), store(tile, 16, 16, x11); }
 };

@@ -61,10 +61,8 @@ KERNEL(WARPS * 32, 4)
 chunk_factors(
     const bf16* r, const bf16* w, const bf16* k, const bf16* v, const bf16* a, const bf16* b, const byte* reset, bf16* P, bf16* Q, float* D,
     bf16* Rw, bf16* Y0, bf16* Ti, int n, int G, int H, int T) {
-    bf16* memory = (bf16*)shared_memory();
-    const Tile<N> tw{memory}, At{memory + SLAB}, Rt{memory + 2 * SLAB}, Bt{memory + 3 * SLAB}, Kt{memory + 4 * SLAB}, V{memory + 5 * SLAB},
-        Bh{memory + 6 * SLAB}, Kh{memory + 7 * SLAB};
-    const Tile<C> inverse{memory + 8 * SLAB}, Mak{inverse.memory + SCORES}, Mrb{inverse.memory + 2 * SCORES}, Mrk{inverse.memory + 3 * SCORES};
+    const Tile<N> tw{0}, At{SLAB}, Rt{2 * SLAB}, Bt{3 * SLAB}, Kt{4 * SLAB}, V{5 * SLAB}, Bh{6 * SLAB}, Kh{7 * SLAB};
+    const Tile<C> inverse{8 * SLAB}, Mak{8 * SLAB + SCORES}, Mrb{8 * SLAB + 2 * SCORES}, Mrk{8 * SLAB + 3 * SCORES};
 
     const unsigned g = block() % G, c = block() / G;
     const int warp = thread() / 32, own = warp * 16;
@@ -87,9 +85,9 @@ chunk_factors(
     Sum before[2], L[2], rw[2], y0[2] = {};
     float decay[2][2];
     sum_decays(tw, own, live, before, L);
-    UNROLL for (int n = 0; n < 2; n++) {
-        UNROLL for (int e = 0; e < 2; e++) decay[n][e] = exp2_fast(from_lane(L[1].x[n][1][e], 28 + lane() % 4));
-        if (row_of_lane() == 0) UNROLL for (int e = 0; e < 2; e++) D[tile * N + own + column_of_lane() + 8 * n + e] = segments.starts ? 0 : decay[n][e];
+    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) {
+        decay[n][e] = exp2_fast(from_lane(L[1].x[n][1][e], 28 + lane() % 4));
+        if (row_of_lane() == 0) D[tile * N + own + column_of_lane() + 8 * n + e] = segments.starts ? 0 : decay[n][e];
     }
     UNROLL for (int m = 0; m < 2; m++) {
         Block a = load(At, 16 * m, own), r = load(Rt, 16 * m, own), b = load(Bt, 16 * m, own), k = load(Kt, 16 * m, own);
@@ -98,7 +96,6 @@ chunk_factors(
             const bool first = segments.first & 1u << t, last = segments.last & 1u << t;
             Eight bh, kh;
             UNROLL for (int n = 0; n < 2; n++) {
-                auto scaled = [](unsigned x, float s0, float s1) { return pack(low(x) * s0, high(x) * s1); };
                 const int i = 2 * n + q;
                 const float(&l)[2] = L[m].x[n][q], (&p)[2] = before[m].x[n][q];
                 const float r0 = low(r.x[i]) * exp2_fast(l[0]), r1 = high(r.x[i]) * exp2_fast(l[1]), i0 = exp2_fast(-l[0]), i1 = exp2_fast(-l[1]);
@@ -118,28 +115,16 @@ chunk_factors(
     block_barrier();
 
     const int task = (warp + block()) % WARPS;  // the first is the longest: of several blocks it falls to different warps
-    const Tile<N> left = task < 2 ? At : Rt, right = task % 2 ? Kt : Bt;
-    Sum scores[3] = {};  // what is above the diagonal is nothing
-    UNROLL for (int x = 0; x < N; x += 16) {
-        const Block l0 = load(left, 0, x), l1 = load(left, 16, x);
-        const Right r0 = load_right(right, 0, x), r1 = load_right(right, 16, x);
-        multiply(scores[0], l0, r0), multiply(scores[1], l1, r0), multiply(scores[2], l1, r1);
-    }
-    Block M[3];
-    UNROLL for (int s = 0; s < 3; s++) {
-        mask(scores[s], s > 0 ? 16 : 0, s > 1 ? 16 : 0, [&](int t) { return task < 2 ? segments.strict(t) : segments.inclusive(t); });
-        M[s] = rounded(scores[s]);
-    }
+    Scores M(task < 2 ? At : Rt, task % 2 ? Kt : Bt, segments, task < 2);
     if (task == 0) {
-        Sum x0, x1, xT0, xT1, product = {}, lower = {};
-        invert(x0, xT0, M[0]), invert(x1, xT1, M[2]);
-        M[0] = rounded(x0), M[2] = rounded(x1);
-        multiply(product, M[2], transposed(M[1])), multiply(lower, rounded(product), rounded(xT0));
-        M[1] = rounded(lower);
+        Sum x0, x1, x0T, x1T, product = {}, lower = {};
+        invert(x0, x0T, M.x00), invert(x1, x1T, M.x11);
+        M.x00 = rounded(x0), M.x11 = rounded(x1);
+        multiply(product, M.x11, transposed(M.x10)), multiply(lower, rounded(product), rounded(x0T));
+        M.x10 = rounded(lower);
         store(inverse, 0, 16, {});
     }
-    const Tile<C> to{inverse.memory + task * SCORES};
-    store(to, 0, 0, M[0]), store(to, 16, 0, M[1]), store(to, 16, 16, M[2]);
+    M.store_to({inverse.start + task * SCORES});
     block_barrier();
 
     Block W[2], U0[2], vT[2];  // transposed

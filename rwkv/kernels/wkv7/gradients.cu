@@ -4,18 +4,17 @@
 // of all tokens of its channels stays in its registers; what all need (factors of tokens, U, X, scores) goes through shared memory.
 #include "chunk.cuh"
 
-typedef float Channels[4][2][2];  // of this lane: tokens row_of_lane() + 8 q, channels column_of_lane() + 8 n + e, as the rows and columns of two Sums
-
-// x becomes its inclusive sums over tokens; returns the last.
-DEVICE float sums_over_tokens(float (&x)[4]) {
+// In one channel of the lane, x becomes its inclusive sums over tokens; returns the last.
+DEVICE float sums_over_tokens(Sum (&x)[2], int n, int e) {
     float sum = 0;
     UNROLL for (int q = 0; q < 4; q++) {
+        float& s = x[q / 2].x[n][q % 2][e];
         UNROLL for (int below = 4; below < 32; below *= 2) {
-            float y = from_lane_below(x[q], below);
-            x[q] += lane() >= below ? y : 0;
+            float y = from_lane_below(s, below);
+            s += lane() >= below ? y : 0;
         }
-        x[q] += sum;
-        sum = from_lane(x[q], 28 + lane() % 4);
+        s += sum;
+        sum = from_lane(s, 28 + lane() % 4);
     }
     return sum;
 }
@@ -24,12 +23,10 @@ KERNEL(WARPS * 32, 3)
 gradients(
     const bf16* r, const bf16* w, const bf16* k, const bf16* v, const bf16* a, const bf16* b, const byte* reset, const bf16* dy, const float* D,
     const bf16* S, const bf16* Ti, const bf16* Gr, bf16* dr, bf16* dw, bf16* dk, bf16* dv, bf16* da, bf16* db, int n, int G, int H, int T) {
-    bf16* memory = (bf16*)shared_memory();
-    const Tile<N> tw{memory}, At{memory + SLAB}, Rt{memory + 2 * SLAB}, Bt{memory + 3 * SLAB}, Kt{memory + 4 * SLAB}, V{memory + 5 * SLAB},
-        dY{memory + 6 * SLAB}, U{memory + 7 * SLAB}, X{memory + 8 * SLAB}, Bh{memory + 9 * SLAB}, Kh{memory + 10 * SLAB},
-        state{memory + 11 * SLAB}, grad{memory + 11 * SLAB + SQUARE};
-    const Tile<C> inverse{memory + 11 * SLAB + 2 * SQUARE}, Mak{inverse.memory + SCORES}, Mrb{inverse.memory + 2 * SCORES}, Mrk{inverse.memory + 3 * SCORES};
-    const Tile<C> dMab{Bh.memory}, dMak{Bh.memory + SCORES}, dMrb{Bh.memory + 2 * SCORES}, dMrk{Bh.memory + 3 * SCORES};  // once Bh and Kh are used
+    const Tile<N> tw{0}, At{SLAB}, Rt{2 * SLAB}, Bt{3 * SLAB}, Kt{4 * SLAB}, V{5 * SLAB}, dY{6 * SLAB}, U{7 * SLAB}, X{8 * SLAB}, Bh{9 * SLAB}, Kh{10 * SLAB},
+        state{11 * SLAB}, grad{11 * SLAB + SQUARE};
+    const Tile<C> inverse{11 * SLAB + 2 * SQUARE}, Mak{inverse.start + SCORES}, Mrb{inverse.start + 2 * SCORES}, Mrk{inverse.start + 3 * SCORES};
+    const Tile<C> dMab{Bh.start}, dMak{Bh.start + SCORES}, dMrb{Bh.start + 2 * SCORES}, dMrk{Bh.start + 3 * SCORES};  // once Bh and Kh are used
 
     const unsigned g = block() % G, c = block() / G;
     const int warp = thread() / 32, own = warp * 16;
@@ -50,34 +47,38 @@ gradients(
     copies_begun();
 
     const Segments segments(reset ? reset + (long long)(g / H) * T + c * C : nullptr, live);
-    auto token = [&](int q) { return row_of_lane() + 8 * q; };
-    auto in = [&](unsigned tokens, int q) { return tokens & 1u << token(q); };
-    auto channel = [&](int n) { return own + column_of_lane() + 8 * n; };
 
     // At, Rt, Bt, Kt in the place of a, r, b, k
-    Channels L;
-    float total[2][2];
     copies_done<1>();
     block_barrier();
-    UNROLL for (int n = 0; n < 2; n++) {
-        float lw[2][4], sums[2][4];
-        UNROLL for (int q = 0; q < 4; q++) {
-            unsigned x = tw.pair(token(q), channel(n));
-            lw[0][q] = sums[0][q] = log2_decay(low(x), token(q) < live), lw[1][q] = sums[1][q] = log2_decay(high(x), token(q) < live);
+    Sum L[2];
+    float total[2][2];
+    {
+        Sum lw[2];
+        UNROLL for (int m = 0; m < 2; m++) {
+            const Block w = load(tw, 16 * m, own);
+            UNROLL for (int n = 0; n < 2; n++) UNROLL for (int q = 0; q < 2; q++) {
+                const unsigned x = w.x[2 * n + q];
+                const bool lives = 16 * m + 8 * q + row_of_lane() < live;
+                lw[m].x[n][q][0] = log2_decay(low(x), lives), lw[m].x[n][q][1] = log2_decay(high(x), lives);
+            }
+            L[m] = lw[m];
         }
-        UNROLL for (int e = 0; e < 2; e++) {
-            total[n][e] = sums_over_tokens(sums[e]);
-            UNROLL for (int q = 0; q < 4; q++) L[q][n][e] = sums[e][q];
-        }
-        UNROLL for (int q = 0; q < 4; q++) {
-            const float l0 = L[q][n][0], l1 = L[q][n][1];
-            auto scale = [&](Tile<N> to, unsigned x, float s0, float s1) { to.pair(token(q), channel(n)) = pack(low(x) * s0, high(x) * s1); };
-            scale(At, At.pair(token(q), channel(n)), exp2_fast(l0 - lw[0][q]), exp2_fast(l1 - lw[1][q]));
-            scale(Rt, Rt.pair(token(q), channel(n)), exp2_fast(l0), exp2_fast(l1));
-            const float i0 = exp2_fast(-l0), i1 = exp2_fast(-l1);
-            const float h0 = in(segments.last, q) ? exp2_fast(total[n][0] - l0) : 0, h1 = in(segments.last, q) ? exp2_fast(total[n][1] - l1) : 0;
-            const unsigned xb = Bt.pair(token(q), channel(n)), xk = Kt.pair(token(q), channel(n));
-            scale(Bh, xb, h0, h1), scale(Kh, xk, h0, h1), scale(Bt, xb, i0, i1), scale(Kt, xk, i0, i1);
+        UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) total[n][e] = sums_over_tokens(L, n, e);
+        UNROLL for (int m = 0; m < 2; m++) {
+            Block a = load(At, 16 * m, own), r = load(Rt, 16 * m, own), b = load(Bt, 16 * m, own), k = load(Kt, 16 * m, own), bh, kh;
+            UNROLL for (int n = 0; n < 2; n++) UNROLL for (int q = 0; q < 2; q++) {
+                const int i = 2 * n + q;
+                const bool last = segments.last & 1u << (16 * m + 8 * q + row_of_lane());
+                const float(&l)[2] = L[m].x[n][q], (&d)[2] = lw[m].x[n][q];
+                const float i0 = exp2_fast(-l[0]), i1 = exp2_fast(-l[1]);
+                const float h0 = last ? exp2_fast(total[n][0] - l[0]) : 0, h1 = last ? exp2_fast(total[n][1] - l[1]) : 0;
+                a.x[i] = scaled(a.x[i], exp2_fast(l[0] - d[0]), exp2_fast(l[1] - d[1])), r.x[i] = scaled(r.x[i], exp2_fast(l[0]), exp2_fast(l[1]));
+                bh.x[i] = scaled(b.x[i], h0, h1), kh.x[i] = scaled(k.x[i], h0, h1);
+                b.x[i] = scaled(b.x[i], i0, i1), k.x[i] = scaled(k.x[i], i0, i1);
+            }
+            store(At, 16 * m, own, a), store(Rt, 16 * m, own, r), store(Bt, 16 * m, own, b), store(Kt, 16 * m, own, k);
+            store(Bh, 16 * m, own, bh), store(Kh, 16 * m, own, kh);
         }
     }
     copies_done<0>();
@@ -86,21 +87,16 @@ gradients(
     Sum UT[2] = {}, XT[2] = {}, dV[2] = {};
     UNROLL for (int x = 0; x < N; x += 16) {
         const Block s = load(state, own, x), g = load(grad, own, x);
+        const Right gs = load_right(grad, own, x);
         UNROLL for (int m = 0; m < 2; m++) {
             multiply(UT[m], s, load_right(At, 16 * m, x));
             multiply(XT[m], g, load_right(Bh, 16 * m, x));
-            multiply(dV[m], load(Kh, 16 * m, x), g);
+            multiply(dV[m], load(Kh, 16 * m, x), gs);
         }
     }
     UNROLL for (int m = 0; m < 2; m++) mask(UT[m], 0, 16 * m, [&](int) { return segments.first; });
-    for (int task = warp; task < 9; task += WARPS) {  // three blocks of each matrix of scores, that above the diagonal is nothing
-        const int matrix = task / 3, i = task % 3 > 0 ? 16 : 0, j = task % 3 > 1 ? 16 : 0;
-        const Tile<N> left = matrix == 0 ? At : Rt, right = matrix == 1 ? Bt : Kt;
-        Sum scores = {};
-        UNROLL for (int x = 0; x < N; x += 16) multiply(scores, load(left, i, x), load_right(right, j, x));
-        mask(scores, i, j, [&](int i) { return matrix == 0 ? segments.strict(i) : segments.inclusive(i); });
-        store(Tile<C>{Mak.memory + matrix * SCORES}, i, j, rounded(scores));
-    }
+    const int task = (warp + block()) % WARPS;  // of several blocks, nothing to do falls to different warps
+    if (task < 3) Scores(task == 0 ? At : Rt, task == 1 ? Bt : Kt, segments, task == 0).store_to({Mak.start + task * SCORES});
     block_barrier();
 
     Block vT[2], dyT[2], dVs[2];
@@ -127,54 +123,48 @@ gradients(
     }
     warp_barrier();
     UNROLL for (int i = 0; i < 2; i++) {
-        const Right xT = load_right_transposed(X, 16 * i, own);
+        const Right xT = load_right_transposed(X, 16 * i, own), yT = load_right_transposed(dY, 16 * i, own);
         UNROLL for (int j = 0; j <= i; j++) {
             multiply(dV[j], load_transposed(Mak, 16 * i, 16 * j), xT);
-            multiply(dV[j], load_transposed(Mrk, 16 * i, 16 * j), dyT[i]);
+            multiply(dV[j], load_transposed(Mrk, 16 * i, 16 * j), yT);
         }
     }
     UNROLL for (int m = 0; m < 2; m++) dVs[m] = rounded(dV[m]);
     block_barrier();
 
-    {
-        const Tile<N> left = warp < 2 ? X : dY, right = warp % 2 ? V : U;
-        UNROLL for (int i = 0; i < 2; i++) UNROLL for (int j = 0; j <= i; j++) {
-            Sum scores = {};
-            UNROLL for (int x = 0; x < N; x += 16) multiply(scores, load(left, 16 * i, x), load_right(right, 16 * j, x));
-            mask(scores, 16 * i, 16 * j, [&](int i) { return warp < 2 ? segments.strict(i) : segments.inclusive(i); });
-            store(Tile<C>{dMab.memory + warp * SCORES}, 16 * i, 16 * j, rounded(scores));
-        }
-    }
+    Scores(warp < 2 ? X : dY, warp % 2 ? V : U, segments, warp < 2).store_to({dMab.start + warp * SCORES});
     Sum dA[2] = {}, dR[2] = {}, dB[2] = {}, dK[2] = {};
+    float whole[2][2] = {};
     UNROLL for (int y = 0; y < N; y += 16) {
         const Right s = load_right_transposed(state, y, own), g = load_right_transposed(grad, y, own);
         UNROLL for (int m = 0; m < 2; m++) {
             multiply(dA[m], load(X, 16 * m, y), s), multiply(dR[m], load(dY, 16 * m, y), s);
             multiply(dB[m], load(U, 16 * m, y), g), multiply(dK[m], load(V, 16 * m, y), g);
         }
+        const Block st = load(state, y, own), gr = load(grad, y, own);
+        UNROLL for (int q = 0; q < 2; q++) UNROLL for (int n = 0; n < 2; n++) {
+            const unsigned xs = st.x[2 * n + q], xg = gr.x[2 * n + q];
+            whole[n][0] += low(xs) * low(xg), whole[n][1] += high(xs) * high(xg);
+        }
+    }
+    if (segments.starts) {
+        auto kept = [&](int t) { return segments.first & 1u << t ? -1u : 0; };
+        UNROLL for (int m = 0; m < 2; m++) mask(dA[m], 16 * m, 0, kept), mask(dR[m], 16 * m, 0, kept);
     }
 
     // what the decay of the whole chunk gets: from the state before it, and from what its tokens leave
-    float whole[2][2];
-    UNROLL for (int n = 0; n < 2; n++) {
-        float x0 = 0, x1 = 0;
-        UNROLL for (int q = 0; q < N / 8; q++) {
-            const unsigned s = state.pair(token(q), channel(n)), g = grad.pair(token(q), channel(n));
-            x0 += low(s) * low(g), x1 += high(s) * high(g);
+    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) whole[n][e] *= D[tile * N + own + column_of_lane() + 8 * n + e];
+    UNROLL for (int m = 0; m < 2; m++) {
+        const Block b = load(Bt, 16 * m, own), k = load(Kt, 16 * m, own);
+        UNROLL for (int q = 0; q < 2; q++) UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) {
+            const float d = segments.last & 1u << (16 * m + 8 * q + row_of_lane()) ? exp2_fast(total[n][e]) : 0;
+            const unsigned xb = b.x[2 * n + q], xk = k.x[2 * n + q];
+            float &db = dB[m].x[n][q][e], &dk = dK[m].x[n][q][e];
+            db *= d, dk *= d;
+            whole[n][e] += db * (e ? high(xb) : low(xb)) + dk * (e ? high(xk) : low(xk));
         }
-        x0 *= D[tile * N + channel(n)], x1 *= D[tile * N + channel(n) + 1];
-        const float d0 = exp2_fast(total[n][0]), d1 = exp2_fast(total[n][1]);
-        UNROLL for (int q = 0; q < 4; q++) {
-            const unsigned b = Bt.pair(token(q), channel(n)), k = Kt.pair(token(q), channel(n));
-            float(&db)[2] = dB[q / 2].x[n][q % 2], (&dk)[2] = dK[q / 2].x[n][q % 2], (&da)[2] = dA[q / 2].x[n][q % 2], (&dr)[2] = dR[q / 2].x[n][q % 2];
-            const bool l = in(segments.last, q), f = in(segments.first, q);
-            db[0] = l ? db[0] * d0 : 0, db[1] = l ? db[1] * d1 : 0, dk[0] = l ? dk[0] * d0 : 0, dk[1] = l ? dk[1] * d1 : 0;
-            da[0] = f ? da[0] : 0, da[1] = f ? da[1] : 0, dr[0] = f ? dr[0] : 0, dr[1] = f ? dr[1] : 0;
-            x0 += db[0] * low(b) + dk[0] * low(k), x1 += db[1] * high(b) + dk[1] * high(k);
-        }
-        UNROLL for (int m = 4; m < 32; m *= 2) x0 += from_lane_xor(x0, m), x1 += from_lane_xor(x1, m);
-        whole[n][0] = x0, whole[n][1] = x1;
     }
+    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) UNROLL for (int m = 4; m < 32; m *= 2) whole[n][e] += from_lane_xor(whole[n][e], m);
     block_barrier();
 
     UNROLL for (int i = 0; i < 2; i++) UNROLL for (int j = 0; j <= i; j++) {
@@ -186,33 +176,35 @@ gradients(
         multiply(dK[j], load_transposed(dMak, 16 * i, 16 * j), at), multiply(dK[j], load_transposed(dMrk, 16 * i, 16 * j), rt);
     }
 
-    // `late` and `both` gather the gradient of L as in triton_kernels.py. Gradients take the place of what they are of.
-    UNROLL for (int n = 0; n < 2; n++) {
-        float late[2][4], both[2][4], tail[2];
-        UNROLL for (int q = 0; q < 4; q++) {
-            auto pair = [&](Tile<N> t) -> unsigned& { return t.pair(token(q), channel(n)); };
-            const float(&a)[2] = dA[q / 2].x[n][q % 2], (&r)[2] = dR[q / 2].x[n][q % 2], (&b)[2] = dB[q / 2].x[n][q % 2], (&k)[2] = dK[q / 2].x[n][q % 2];
-            const unsigned at = pair(At), rt = pair(Rt), bt = pair(Bt), kt = pair(Kt), xw = pair(tw);
-            late[0][q] = r[0] * low(rt) - b[0] * low(bt) - k[0] * low(kt), late[1][q] = r[1] * high(rt) - b[1] * high(bt) - k[1] * high(kt);
-            both[0][q] = late[0][q] + a[0] * low(at), both[1][q] = late[1][q] + a[1] * high(at);
-            const float l0 = L[q][n][0], l1 = L[q][n][1], e0 = exp2_fast(l0), e1 = exp2_fast(l1), i0 = exp2_fast(-l0), i1 = exp2_fast(-l1);
-            pair(Rt) = pack(r[0] * e0, r[1] * e1);
-            pair(Bt) = pack(b[0] * i0, b[1] * i1);
-            pair(Kt) = pack(k[0] * i0, k[1] * i1);
-            pair(At) = pack(a[0] * exp2_fast(l0 - log2_decay(low(xw), token(q) < live)), a[1] * exp2_fast(l1 - log2_decay(high(xw), token(q) < live)));
+    // `late` and `all` gather the gradient of L as `late` and `both` in triton_kernels.py. Gradients take the place of what they are of.
+    Sum late[2], all[2];
+    UNROLL for (int m = 0; m < 2; m++) {
+        const Block w = load(tw, 16 * m, own);
+        Block a = load(At, 16 * m, own), r = load(Rt, 16 * m, own), b = load(Bt, 16 * m, own), k = load(Kt, 16 * m, own);
+        UNROLL for (int n = 0; n < 2; n++) UNROLL for (int q = 0; q < 2; q++) {
+            const int i = 2 * n + q;
+            const float(&da)[2] = dA[m].x[n][q], (&dr)[2] = dR[m].x[n][q], (&db)[2] = dB[m].x[n][q], (&dk)[2] = dK[m].x[n][q], (&l)[2] = L[m].x[n][q];
+            float(&lt)[2] = late[m].x[n][q], (&al)[2] = all[m].x[n][q];
+            lt[0] = dr[0] * low(r.x[i]) - db[0] * low(b.x[i]) - dk[0] * low(k.x[i]), al[0] = lt[0] + da[0] * low(a.x[i]);
+            lt[1] = dr[1] * high(r.x[i]) - db[1] * high(b.x[i]) - dk[1] * high(k.x[i]), al[1] = lt[1] + da[1] * high(a.x[i]);
+            const bool lives = 16 * m + 8 * q + row_of_lane() < live;
+            const float i0 = exp2_fast(-l[0]), i1 = exp2_fast(-l[1]);
+            a.x[i] = pack(da[0] * exp2_fast(l[0] - log2_decay(low(w.x[i]), lives)), da[1] * exp2_fast(l[1] - log2_decay(high(w.x[i]), lives)));
+            r.x[i] = pack(dr[0] * exp2_fast(l[0]), dr[1] * exp2_fast(l[1])), b.x[i] = pack(db[0] * i0, db[1] * i1), k.x[i] = pack(dk[0] * i0, dk[1] * i1);
         }
-        UNROLL for (int e = 0; e < 2; e++) {
-            float sums[4] = {both[e][0], both[e][1], both[e][2], both[e][3]};
-            tail[e] = whole[n][e] + sums_over_tokens(sums);
-            UNROLL for (int q = 0; q < 4; q++) late[e][q] += tail[e] - sums[q];
-        }
-        UNROLL for (int q = 0; q < 4; q++) {
-            unsigned& x = tw.pair(token(q), channel(n));
-            auto d = [&](float w, float dlw) { return dlw * (LOG2_DECAY_SCALE * LN2 * sigmoid(w)) * sigmoid(-w); };
-            x = pack(d(low(x), late[0][q]), d(high(x), late[1][q]));
-        }
+        store(At, 16 * m, own, a), store(Rt, 16 * m, own, r), store(Bt, 16 * m, own, b), store(Kt, 16 * m, own, k), store(V, 16 * m, own, dVs[m]);
     }
-    UNROLL for (int m = 0; m < 2; m++) store(V, 16 * m, own, dVs[m]);
+    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) whole[n][e] += sums_over_tokens(all, n, e);
+    UNROLL for (int m = 0; m < 2; m++) {
+        Block w = load(tw, 16 * m, own);
+        UNROLL for (int n = 0; n < 2; n++) UNROLL for (int q = 0; q < 2; q++) {
+            const float(&lt)[2] = late[m].x[n][q], (&al)[2] = all[m].x[n][q];
+            unsigned& x = w.x[2 * n + q];
+            auto d = [&](float w, float dlw) { return dlw * (LOG2_DECAY_SCALE * LN2 * sigmoid(w)) * sigmoid(-w); };
+            x = pack(d(low(x), lt[0] + (whole[n][0] - al[0])), d(high(x), lt[1] + (whole[n][1] - al[1])));
+        }
+        store(tw, 16 * m, own, w);
+    }
     warp_barrier();
     UNROLL for (int m = 0; m < 2; m++) {
         const int t = lane() / 2 + 16 * m, x = own + lane() % 2 * 8;

@@ -150,6 +150,8 @@ inline unsigned rounded(float y) {
 DEVICE int thread() { return emulated::now; }
 DEVICE unsigned block() { return emulated::block_now; }
 DEVICE byte* shared_memory() { return emulated::memory; }
+typedef uintptr_t Address;
+DEVICE Address address(const void* shared) { return (Address)shared; }
 DEVICE void block_barrier() { emulated::meet(emulated::whole, emulated::threads); }
 DEVICE void warp_barrier() { emulated::meet_warp(); }
 
@@ -164,18 +166,18 @@ DEVICE void copies_done() {
     }
 }
 
-DEVICE void load_8x8(unsigned (&x)[4], const bf16* row) {
+DEVICE void load_8x8(unsigned (&x)[4], Address row) {
     const int lane = thread() % 32;
     emulated::shown(row, [&] {
-        for (int i = 0; i < 4; i++) std::memcpy(&x[i], emulated::shown_by<const bf16*>(8 * i + lane / 4) + lane % 4 * 2, 4);
+        for (int i = 0; i < 4; i++) std::memcpy(&x[i], (const bf16*)emulated::shown_by<Address>(8 * i + lane / 4) + lane % 4 * 2, 4);
         return 0;
     });
 }
-DEVICE void load_8x8_transposed(unsigned (&x)[4], const bf16* row) {
+DEVICE void load_8x8_transposed(unsigned (&x)[4], Address row) {
     const int lane = thread() % 32;
     emulated::shown(row, [&] {
         for (int i = 0; i < 4; i++) {
-            auto at = [&](int j) -> unsigned { return emulated::shown_by<const bf16*>(8 * i + lane % 4 * 2 + j)[lane / 4]; };
+            auto at = [&](int j) -> unsigned { return ((const bf16*)emulated::shown_by<Address>(8 * i + lane % 4 * 2 + j))[lane / 4]; };
             x[i] = at(0) | at(1) << 16;
         }
         return 0;
@@ -189,10 +191,10 @@ DEVICE unsigned transposed_8x8(unsigned x) {
     });
 }
 #ifdef STORES_8X8
-DEVICE void store_8x8(bf16* row, const unsigned (&x)[4]) {
+DEVICE void store_8x8(Address row, const unsigned (&x)[4]) {
     const int lane = thread() % 32;
     emulated::shown(row, [&] {
-        for (int i = 0; i < 4; i++) std::memcpy(emulated::shown_by<bf16*>(8 * i + lane / 4) + lane % 4 * 2, &x[i], 4);
+        for (int i = 0; i < 4; i++) std::memcpy((bf16*)emulated::shown_by<Address>(8 * i + lane / 4) + lane % 4 * 2, &x[i], 4);
         return 0;
     });
 }
