@@ -19,9 +19,11 @@ from rwkv.sweep import queue
 from rwkv.sweep.freeze import freeze
 from rwkv.sweep.ledger import Job, Sweep
 
-# after srun: any task that a signal has ended, or that has ended itself after it, and not because the user cancelled the job; or a rank was lost (75)
+# after srun: any task that a signal has ended, or that has ended itself after it, and not because the user cancelled the job; or a lost rank (75). Of a killed one
+# srun says 137, the highest of all codes: a single process that is killed, or one soon after the start, most often wants more memory than there is
 REQUEUE = """
 code=$?
+[ $code = 137 ] && [ "${{SLURM_NTASKS:-1}}" -gt 1 ] && [ $SECONDS -gt 300 ] && code=75
 case $code in
     75|140|143)
         if [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then

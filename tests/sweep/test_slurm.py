@@ -4,8 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +198,32 @@ def test_a_time_limit(cluster, uninterrupted, tmp_path):
     command("jobs", "--cancel", "all", cwd=tmp_path)
     wait_for(lambda: not any(queue.active(queue.states(), j) for j in queue.states()), tmp_path, 30)
     assert restarts() < 10 and len(wanted) > 5, "a job that is cancelled is not queued again"
+
+
+def task_of(job, rank):
+    """The process of a job's task."""
+    wanted = {f"SLURM_JOB_ID={job.partition('_')[0]}", f"SLURM_PROCID={rank}"}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"submitit" in (folder / "cmdline").read_bytes() and wanted <= set((folder / "environ").read_text().split("\0")):
+                return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_and_no_more_restarts_than_allowed(cluster, text, tmp_path):
+    """The others end with 75, srun with 137, and the job, which has run for a while (so says its setup), is queued again: as often as the launcher
+    says, then it has failed."""
+    args = settings(text, "trainer.tokens=20M", "checkpoint.every=20")
+    several = "strategy=ddp", "strategy.nodes=2", "strategy.devices=1"
+    job, restarts = submitted(args, tmp_path, *several, "hydra.launcher.restarts=1", "hydra.launcher.setup=['SECONDS=1000']")
+    for turn in (1, 2):
+        wait_for(lambda turn=turn: log_of(tmp_path).count("ready after") == turn and list(tmp_path.glob("outputs/*-text-*/checkpoints/step-*")), tmp_path)
+        os.kill(task_of(job, 1), signal.SIGKILL)
+        wait_for(lambda turn=turn: log_of(tmp_path).count("error: rank 1 (process ") == turn, tmp_path)
+    wait_for(lambda: not queue.active(queue.states(), job), tmp_path)
+    assert restarts() == 1 and log_of(tmp_path).count("resumed from step-") == 1
+    assert queue.states()[job][0] == "FAILED" and not finished(tmp_path)
 
 
 def test_what_slurm_would_refuse(cluster, text, tmp_path, monkeypatch, capsys):
