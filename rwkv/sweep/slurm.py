@@ -18,18 +18,21 @@ from rwkv.sweep import job as task
 from rwkv.sweep import queue
 from rwkv.sweep.freeze import freeze
 from rwkv.sweep.ledger import Job, Sweep
+from rwkv.training.signals import SAVED
 
-# after srun: any task that a signal has ended, or that has ended itself after it, and not because the user cancelled the job; or a lost rank (75). Of a killed one
-# srun says 137, the highest of all codes: a single process that is killed, or one soon after the start, most often wants more memory than there is
+# after srun: a task has ended itself after a signal, and not because the user cancelled the job; or one was lost (75, or 137 if srun has its code too),
+# and there is a checkpoint since the start: what fails again and again before the next one is not tried for ever
 REQUEUE = """
 code=$?
-[ $code = 137 ] && [ "${{SLURM_NTASKS:-1}}" -gt 1 ] && [ $SECONDS -gt 300 ] && code=75
+again=
 case $code in
-    75|140|143)
-        if [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
-            scontrol requeue "$SLURM_JOB_ID"
-        fi ;;
+    75|137) again=$(cat "$RWKV_SAVED") ;;
+    140|143) again=yes ;;
 esac
+if [ -n "$again" ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+rm -f "$RWKV_SAVED"
 exit $code
 """
 ADDRESS = 'export MASTER_ADDR=$(scontrol show node "$(scontrol show hostnames | head -n 1)" | sed -n "s/.*NodeAddr=\\([^ ]*\\).*/\\1/p")'
@@ -90,6 +93,7 @@ def parameters(options: Slurm, sweep: Sweep, code: Path, nodes: int, devices: in
     gpus = options.gpus_per_node if options.gpus_per_node is not None else (0 if cpu else devices)
     ours = [
         "trap : USR2 TERM  # the tasks save; this script waits for them",
+        f"export {SAVED}=$(mktemp)",
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
         ADDRESS if nodes > 1 else "export MASTER_ADDR=127.0.0.1",
     ]

@@ -1,5 +1,6 @@
 """Checkpoints written beside training, which waits only while what is saved is copied."""
 
+import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from rwkv.bptt.states import size_bytes
 from rwkv.checkpoint import shards, store
 from rwkv.errors import CheckpointError
 from rwkv.training.ranks import Ranks
+from rwkv.training.signals import SAVED
 
 T = TypeVar("T")
 IDLE, WRITING, COMMITTING = range(3)
@@ -77,6 +79,8 @@ class Saver:
             raise
         if self.stage == COMMITTING:
             self.stage = IDLE
+            if self.ranks.first and SAVED in os.environ:
+                Path(os.environ[SAVED]).write_text(results[0].name)
             return results[0]
         files = {name: file for written in results for name, file in written.items()}
         self.stage, self._task = COMMITTING, Task(lambda: self.draft.commit(files, self.keep) if self.ranks.first else None)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 PARENT = "RWKV_PARENT"  # environment: the process that this one must not outlive
+SAVED = "RWKV_SAVED"  # environment: a file that gets the name of each checkpoint, for whoever started this and asks how far it came
 
 
 class Stop:

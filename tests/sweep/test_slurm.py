@@ -21,6 +21,7 @@ from tests.training.runs import assert_equal_runs, losses
 
 SCRIPT = ROOT / "scripts/slurm_test_cluster.sh"
 FINISHED = "this run is finished"
+TWO_NODES = "strategy=ddp", "strategy.nodes=2", "strategy.devices=1"
 
 
 @pytest.fixture(scope="module")
@@ -212,11 +213,9 @@ def task_of(job, rank):
 
 @pytest.mark.slow
 def test_a_killed_rank_and_no_more_restarts_than_allowed(cluster, text, tmp_path):
-    """The others end with 75, srun with 137, and the job, which has run for a while (so says its setup), is queued again: as often as the launcher
-    says, then it has failed."""
+    """The others end with 75, srun with 137, and the job is queued again: as often as the launcher says, then it has failed."""
     args = settings(text, "trainer.tokens=20M", "checkpoint.every=20")
-    several = "strategy=ddp", "strategy.nodes=2", "strategy.devices=1"
-    job, restarts = submitted(args, tmp_path, *several, "hydra.launcher.restarts=1", "hydra.launcher.setup=['SECONDS=1000']")
+    job, restarts = submitted(args, tmp_path, *TWO_NODES, "hydra.launcher.restarts=1")
     for turn in (1, 2):
         wait_for(lambda turn=turn: log_of(tmp_path).count("ready after") == turn and list(tmp_path.glob("outputs/*-text-*/checkpoints/step-*")), tmp_path)
         os.kill(task_of(job, 1), signal.SIGKILL)
@@ -224,6 +223,18 @@ def test_a_killed_rank_and_no_more_restarts_than_allowed(cluster, text, tmp_path
     wait_for(lambda: not queue.active(queue.states(), job), tmp_path)
     assert restarts() == 1 and log_of(tmp_path).count("resumed from step-") == 1
     assert queue.states()[job][0] == "FAILED" and not finished(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_by_itself_is_not_tried_for_ever(cluster, text, tmp_path):
+    """The others end with 75, but there is no checkpoint that the next try would begin with."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, threading\nif os.environ.get('SLURM_PROCID') == '1':\n    threading.Timer(6, os._exit, [1]).start()\n"
+    )
+    args = settings(text, "trainer.tokens=20M", "checkpoint.every=0")
+    job, restarts = submitted(args, tmp_path, *TWO_NODES, f"hydra.launcher.setup=['export PYTHONPATH={tmp_path}']")
+    wait_for(lambda: not queue.active(queue.states(), job), tmp_path)
+    assert restarts() == 0 and queue.states()[job][0] == "FAILED" and "error: rank 1 (process " in log_of(tmp_path)
 
 
 def test_what_slurm_would_refuse(cluster, text, tmp_path, monkeypatch, capsys):
