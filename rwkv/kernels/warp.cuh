@@ -71,6 +71,7 @@ DEVICE float from_lane(float x, int lane) { return __shfl_sync(0xffffffffu, x, l
 DEVICE float from_lane_below(float x, int distance) { return __shfl_up_sync(0xffffffffu, x, distance); }
 DEVICE float from_lane_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE unsigned votes(bool x) { return __ballot_sync(0xffffffffu, x); }
+DEVICE float least(float x, float y) { return fminf(x, y); }
 DEVICE int highest_bit(unsigned x) { return 31 - __clz(x); }
 
 DEVICE unsigned pack(float low, float high) {  // rounded to nearest even

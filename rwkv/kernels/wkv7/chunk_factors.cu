@@ -4,31 +4,6 @@
 // W and U0 transposed; what all need (factors of tokens, scores, the inverse) goes through shared memory.
 #include "chunk.cuh"
 
-// Of the tokens and this warp's channels: sums of log2 decays, `before` without the token's own. Products with triangles of ones,
-// exact but for w, which is two of bf16: its last digit is 2^-17.
-DEVICE void sum_decays(Tile<N> w, int own, int live, Sum (&before)[2], Sum (&L)[2]) {
-    const int i = row_of_lane(), j = column_of_lane();
-    const unsigned one = 0x3f80, ones = one | one << 16, up_to = (i >= j ? one : 0) | (i > j ? one << 16 : 0), below = (i > j ? one : 0) | (i > j + 1 ? one << 16 : 0);
-    const Block all = {{ones, ones, ones, ones}}, inclusive = {{up_to, ones, 0, up_to}}, strict = {{below, ones, 0, below}};
-    Block high_part[2], low_part[2];
-    UNROLL for (int m = 0; m < 2; m++) {
-        const Block x = load_transposed(w, 16 * m, own);
-        Sum lw;
-        UNROLL for (int n = 0; n < 2; n++) UNROLL for (int q = 0; q < 2; q++) {
-            const int t = 16 * m + 8 * n + column_of_lane();
-            lw.x[n][q][0] = log2_decay(low(x.x[2 * n + q]), t < live), lw.x[n][q][1] = log2_decay(high(x.x[2 * n + q]), t + 1 < live);
-        }
-        high_part[m] = rounded(lw), low_part[m] = rest(lw, high_part[m]);
-    }
-    L[0] = before[0] = L[1] = {};
-    multiply(L[1], all, high_part[0]), multiply(L[1], all, low_part[0]);
-    before[1] = L[1];
-    UNROLL for (int m = 0; m < 2; m++) {
-        multiply(L[m], inclusive, high_part[m]), multiply(L[m], inclusive, low_part[m]);
-        multiply(before[m], strict, high_part[m]), multiply(before[m], strict, low_part[m]);
-    }
-}
-
 // I + M, of which only what is in diagonal blocks of 2 x 2.
 DEVICE Sum pairs(const Block& M) {
     Sum s;

@@ -4,19 +4,19 @@
 // of all tokens of its channels stays in its registers; what all need (factors of tokens, U, X, scores) goes through shared memory.
 #include "chunk.cuh"
 
-// In one channel of the lane, x becomes its inclusive sums over tokens; returns the last.
-DEVICE float sums_over_tokens(Sum (&x)[2], int n, int e) {
-    float sum = 0;
-    UNROLL for (int q = 0; q < 4; q++) {
-        float& s = x[q / 2].x[n][q % 2][e];
-        UNROLL for (int below = 4; below < 32; below *= 2) {
-            float y = from_lane_below(s, below);
-            s += lane() >= below ? y : 0;
+// late += sums over later tokens of x, which are products with triangles of ones of x as two of bf16.
+DEVICE void sum_later(Sum (&late)[2], const Sum (&x)[2]) {
+    const int i = row_of_lane(), j = column_of_lane();
+    const unsigned one = 0x3f80, ones = one | one << 16, above = (i < j ? one : 0) | (i < j + 1 ? one << 16 : 0);
+    const Block all = {{ones, ones, ones, ones}}, later = {{above, 0, ones, above}};
+    UNROLL for (int m = 0; m < 2; m++) {
+        const Block high_part = rounded(x[m]);
+        const Right parts[2] = {transposed(high_part), transposed(rest(x[m], high_part))};
+        UNROLL for (int p = 0; p < 2; p++) {
+            multiply(late[m], later, parts[p]);
+            if (m == 1) multiply(late[0], all, parts[p]);
         }
-        s += sum;
-        sum = from_lane(s, 28 + lane() % 4);
     }
-    return sum;
 }
 
 KERNEL(WARPS * 32, 3)
@@ -52,28 +52,19 @@ gradients(
     copies_done<1>();
     block_barrier();
     Sum L[2];
-    float total[2][2];
+    float decay[2][2];  // of the whole chunk
     {
-        Sum lw[2];
-        UNROLL for (int m = 0; m < 2; m++) {
-            const Block w = load(tw, 16 * m, own);
-            UNROLL for (int n = 0; n < 2; n++) UNROLL for (int q = 0; q < 2; q++) {
-                const unsigned x = w.x[2 * n + q];
-                const bool lives = 16 * m + 8 * q + row_of_lane() < live;
-                lw[m].x[n][q][0] = log2_decay(low(x), lives), lw[m].x[n][q][1] = log2_decay(high(x), lives);
-            }
-            L[m] = lw[m];
-        }
-        UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) total[n][e] = sums_over_tokens(L, n, e);
+        Sum before[2];
+        sum_decays(tw, own, live, before, L);
+        UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) decay[n][e] = exp2_fast(from_lane(L[1].x[n][1][e], 28 + lane() % 4));
         UNROLL for (int m = 0; m < 2; m++) {
             Block a = load(At, 16 * m, own), r = load(Rt, 16 * m, own), b = load(Bt, 16 * m, own), k = load(Kt, 16 * m, own), bh, kh;
             UNROLL for (int n = 0; n < 2; n++) UNROLL for (int q = 0; q < 2; q++) {
                 const int i = 2 * n + q;
                 const bool last = segments.last & 1u << (16 * m + 8 * q + row_of_lane());
-                const float(&l)[2] = L[m].x[n][q], (&d)[2] = lw[m].x[n][q];
-                const float i0 = exp2_fast(-l[0]), i1 = exp2_fast(-l[1]);
-                const float h0 = last ? exp2_fast(total[n][0] - l[0]) : 0, h1 = last ? exp2_fast(total[n][1] - l[1]) : 0;
-                a.x[i] = scaled(a.x[i], exp2_fast(l[0] - d[0]), exp2_fast(l[1] - d[1])), r.x[i] = scaled(r.x[i], exp2_fast(l[0]), exp2_fast(l[1]));
+                const float(&l)[2] = L[m].x[n][q], (&p)[2] = before[m].x[n][q];
+                const float i0 = exp2_fast(-l[0]), i1 = exp2_fast(-l[1]), h0 = last ? i0 * decay[n][0] : 0, h1 = last ? i1 * decay[n][1] : 0;
+                a.x[i] = scaled(a.x[i], exp2_fast(p[0]), exp2_fast(p[1])), r.x[i] = scaled(r.x[i], exp2_fast(l[0]), exp2_fast(l[1]));
                 bh.x[i] = scaled(b.x[i], h0, h1), kh.x[i] = scaled(k.x[i], h0, h1);
                 b.x[i] = scaled(b.x[i], i0, i1), k.x[i] = scaled(k.x[i], i0, i1);
             }
@@ -133,31 +124,30 @@ gradients(
     block_barrier();
 
     Scores(warp < 2 ? X : dY, warp % 2 ? V : U, segments, warp < 2).store_to({dMab.start + warp * SCORES});
-    Sum dA[2] = {}, dR[2] = {}, dB[2] = {}, dK[2] = {};
-    float whole[2][2] = {};
+    Sum dA[2] = {}, dR[2] = {}, dB[2] = {}, dK[2] = {}, both = {};
     UNROLL for (int y = 0; y < N; y += 16) {
         const Right s = load_right_transposed(state, y, own), g = load_right_transposed(grad, y, own);
         UNROLL for (int m = 0; m < 2; m++) {
             multiply(dA[m], load(X, 16 * m, y), s), multiply(dR[m], load(dY, 16 * m, y), s);
             multiply(dB[m], load(U, 16 * m, y), g), multiply(dK[m], load(V, 16 * m, y), g);
         }
-        const Block st = load(state, y, own), gr = load(grad, y, own);
-        UNROLL for (int q = 0; q < 2; q++) UNROLL for (int n = 0; n < 2; n++) {
-            const unsigned xs = st.x[2 * n + q], xg = gr.x[2 * n + q];
-            whole[n][0] += low(xs) * low(xg), whole[n][1] += high(xs) * high(xg);
-        }
+        multiply(both, load_transposed(state, y, own), g);
     }
     if (segments.starts) {
         auto kept = [&](int t) { return segments.first & 1u << t ? -1u : 0; };
         UNROLL for (int m = 0; m < 2; m++) mask(dA[m], 16 * m, 0, kept), mask(dR[m], 16 * m, 0, kept);
     }
 
-    // what the decay of the whole chunk gets: from the state before it, and from what its tokens leave
-    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) whole[n][e] *= D[tile * N + own + column_of_lane() + 8 * n + e];
+    // what the decay of the whole chunk gets: from the state before it, of which a diagonal is wanted, and from what its tokens leave
+    float whole[2][2];
+    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) {
+        const int x = column_of_lane() + e;
+        whole[n][e] = row_of_lane() == x ? both.x[n][n][e] * D[tile * N + own + 8 * n + x] : 0;
+    }
     UNROLL for (int m = 0; m < 2; m++) {
         const Block b = load(Bt, 16 * m, own), k = load(Kt, 16 * m, own);
         UNROLL for (int q = 0; q < 2; q++) UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) {
-            const float d = segments.last & 1u << (16 * m + 8 * q + row_of_lane()) ? exp2_fast(total[n][e]) : 0;
+            const float d = segments.last & 1u << (16 * m + 8 * q + row_of_lane()) ? decay[n][e] : 0;
             const unsigned xb = b.x[2 * n + q], xk = k.x[2 * n + q];
             float &db = dB[m].x[n][q][e], &dk = dK[m].x[n][q][e];
             db *= d, dk *= d;
@@ -177,7 +167,7 @@ gradients(
     }
 
     // `late` and `all` gather the gradient of L as `late` and `both` in triton_kernels.py. Gradients take the place of what they are of.
-    Sum late[2], all[2];
+    Sum late[2], all[2], of_w[2];
     UNROLL for (int m = 0; m < 2; m++) {
         const Block w = load(tw, 16 * m, own);
         Block a = load(At, 16 * m, own), r = load(Rt, 16 * m, own), b = load(Bt, 16 * m, own), k = load(Kt, 16 * m, own);
@@ -188,22 +178,25 @@ gradients(
             lt[0] = dr[0] * low(r.x[i]) - db[0] * low(b.x[i]) - dk[0] * low(k.x[i]), al[0] = lt[0] + da[0] * low(a.x[i]);
             lt[1] = dr[1] * high(r.x[i]) - db[1] * high(b.x[i]) - dk[1] * high(k.x[i]), al[1] = lt[1] + da[1] * high(a.x[i]);
             const bool lives = 16 * m + 8 * q + row_of_lane() < live;
+            float lw[2];
+            UNROLL for (int e = 0; e < 2; e++) {  // sigmoid(-w) = e^-w sigmoid(w), of which the first must not be infinite
+                const float wx = e ? high(w.x[i]) : low(w.x[i]), ew = exp2_fast(least(wx * -1.4426950408889634f, 126)), s = reciprocal(1 + ew);
+                lw[e] = (lives ? LOG2_DECAY_SCALE : 0) * s, of_w[m].x[n][q][e] = LOG2_DECAY_SCALE * LN2 * s * (ew * s);
+            }
             const float i0 = exp2_fast(-l[0]), i1 = exp2_fast(-l[1]);
-            a.x[i] = pack(da[0] * exp2_fast(l[0] - log2_decay(low(w.x[i]), lives)), da[1] * exp2_fast(l[1] - log2_decay(high(w.x[i]), lives)));
+            a.x[i] = pack(da[0] * exp2_fast(l[0] - lw[0]), da[1] * exp2_fast(l[1] - lw[1]));
             r.x[i] = pack(dr[0] * exp2_fast(l[0]), dr[1] * exp2_fast(l[1])), b.x[i] = pack(db[0] * i0, db[1] * i1), k.x[i] = pack(dk[0] * i0, dk[1] * i1);
         }
         store(At, 16 * m, own, a), store(Rt, 16 * m, own, r), store(Bt, 16 * m, own, b), store(Kt, 16 * m, own, k), store(V, 16 * m, own, dVs[m]);
     }
-    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) whole[n][e] += sums_over_tokens(all, n, e);
+    sum_later(late, all);
     UNROLL for (int m = 0; m < 2; m++) {
-        Block w = load(tw, 16 * m, own);
+        Block dw;
         UNROLL for (int n = 0; n < 2; n++) UNROLL for (int q = 0; q < 2; q++) {
-            const float(&lt)[2] = late[m].x[n][q], (&al)[2] = all[m].x[n][q];
-            unsigned& x = w.x[2 * n + q];
-            auto d = [&](float w, float dlw) { return dlw * (LOG2_DECAY_SCALE * LN2 * sigmoid(w)) * sigmoid(-w); };
-            x = pack(d(low(x), lt[0] + (whole[n][0] - al[0])), d(high(x), lt[1] + (whole[n][1] - al[1])));
+            const float(&lt)[2] = late[m].x[n][q], (&f)[2] = of_w[m].x[n][q];
+            dw.x[2 * n + q] = pack((lt[0] + whole[n][0]) * f[0], (lt[1] + whole[n][1]) * f[1]);
         }
-        store(tw, 16 * m, own, w);
+        store(tw, 16 * m, own, dw);
     }
     warp_barrier();
     UNROLL for (int m = 0; m < 2; m++) {

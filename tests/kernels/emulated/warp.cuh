@@ -239,6 +239,7 @@ DEVICE unsigned votes(bool x) {
         return all;
     });
 }
+DEVICE float least(float x, float y) { return std::min(x, y); }
 DEVICE int highest_bit(unsigned x) { return 31 - __builtin_clz(x); }
 DEVICE unsigned pack(float low, float high) { return emulated::rounded(low) | emulated::rounded(high) << 16; }
 DEVICE float low(unsigned x) { return emulated::of_bits(x << 16); }
