@@ -20,14 +20,14 @@ from rwkv.sweep.freeze import freeze
 from rwkv.sweep.ledger import Job, Sweep
 from rwkv.training.signals import SAVED
 
-# after srun: a task has ended itself after a signal, and not because the user cancelled the job; or one was lost (75, or 137 if srun has its code too),
-# and there is a checkpoint since the start: what fails again and again before the next one is not tried for ever
+# after srun, unless the user has cancelled the job: it was told of its time limit (140) or is preempted; or a task was lost (75; 137 if srun has its code
+# too; 143 if srun has told the others to end) and there is a checkpoint since the start, for what fails again before the next one is not tried for ever
 REQUEUE = """
 code=$?
 again=
 case $code in
-    75|137) again=$(cat "$RWKV_SAVED") ;;
-    140|143) again=yes ;;
+    140) again=yes ;;
+    75|137|143) again=$(cat "$RWKV_SAVED"; scontrol show job "$SLURM_JOB_ID" | grep -o "PreemptTime=[0-9]") ;;
 esac
 if [ -n "$again" ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
     scontrol requeue "$SLURM_JOB_ID"
