@@ -213,13 +213,13 @@ def task_of(job, rank):
 
 @pytest.mark.slow
 def test_a_killed_rank_and_no_more_restarts_than_allowed(cluster, text, tmp_path):
-    """The others end with 75, srun with 137, and the job is queued again: as often as the launcher says, then it has failed."""
+    """The others end with 75, or with 143 by srun, which ends with 137, and the job is queued again: as often as the launcher says, then it has failed."""
     args = settings(text, "trainer.tokens=20M", "checkpoint.every=20")
     job, restarts = submitted(args, tmp_path, *TWO_NODES, "hydra.launcher.restarts=1")
     for turn in (1, 2):
-        wait_for(lambda turn=turn: log_of(tmp_path).count("ready after") == turn and list(tmp_path.glob("outputs/*-text-*/checkpoints/step-*")), tmp_path)
+        wait_for(lambda turn=turn: log_of(tmp_path).count("ready after") == turn and "\ncheckpoint step-" in log_of(tmp_path), tmp_path)
         os.kill(task_of(job, 1), signal.SIGKILL)
-        wait_for(lambda turn=turn: log_of(tmp_path).count("error: rank 1 (process ") == turn, tmp_path)
+        wait_for(lambda turn=turn: log_of(tmp_path).count("task 1: Killed") == turn, tmp_path)
     wait_for(lambda: not queue.active(queue.states(), job), tmp_path)
     assert restarts() == 1 and log_of(tmp_path).count("resumed from step-") == 1
     assert queue.states()[job][0] == "FAILED" and not finished(tmp_path)
