@@ -11,7 +11,6 @@ them is how far the first run itself gets from that with other seeds, at most, o
 import argparse
 import contextlib
 import datetime
-import json
 import os
 import shlex
 import subprocess
@@ -22,6 +21,11 @@ from pathlib import Path
 from statistics import fmean
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rwkv.training import metrics  # noqa: E402
+from rwkv.training.environment import device_name  # noqa: E402
+
 WINDOW = 50  # steps
 
 
@@ -34,7 +38,7 @@ def losses(code: Path, settings: list[str]) -> list[float]:
         if done.returncode:
             sys.exit(f"error: {shlex.join(command)} ended with {done.returncode}")
         (file,) = Path(folder).glob("*/metrics.jsonl")
-        return [r["train/loss"] for r in map(json.loads, file.read_text().splitlines()) if "train/loss" in r]
+        return [r["train/loss"] for r in metrics.read(file) if "train/loss" in r]
 
 
 @contextlib.contextmanager
@@ -79,9 +83,6 @@ def main() -> int:
     names = [run or "(these settings)" for run in args.runs] if len(args.runs) > 1 else [f"code of {args.commit or 'this folder'}", "code of this folder"]
     head = ["steps", names[0], *names[1:], *(["noise"] if noise else [])]
     table = [head, ["---"] * len(head), *windows(first, others, noise)]
-
-    from rwkv.training.environment import device_name
-
     equal = all(x == first for x in others)
     typed = shlex.join(["scripts/loss_compare.py", *(x for x in sys.argv[1:] if x not in ("--write", str(args.write)))])
     lines = ["# Loss curves", "", f"{device_name()}, {datetime.date.today()}: `{typed}`. Behind the first: differences from it.", ""]
@@ -93,5 +94,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())

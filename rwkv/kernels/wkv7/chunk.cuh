@@ -10,6 +10,17 @@ DEVICE float sigmoid(float x) { return reciprocal(1 + exp2_fast(x * -1.442695040
 // Filling tokens get 0: their decay is 1.
 DEVICE float log2_decay(float w, bool live) { return (live ? LOG2_DECAY_SCALE : 0) * sigmoid(w); }
 
+// Which chunk of which head is this block's.
+struct Place {
+    long long tile, stride, token, at;  // of what is kept by chunk and head; from token to token; its first token, and that one's first channel
+    int live;  // tokens that are there
+    DEVICE Place(int n, int G, int H, int T) {
+        const unsigned g = block() % G, c = block() / G;
+        tile = (long long)g * n + c, stride = (long long)H * N, token = (long long)(g / H) * T + c * C, at = token * stride + g % H * N;
+        live = T - c * C < C ? T - c * C : C;
+    }
+};
+
 template <int ROWS>
 DEVICE void copy_rows(Tile<N> tile, const bf16* from, long long stride, int live) {
     const int row = thread() / 8, column = thread() % 8 * 8;

@@ -39,10 +39,9 @@ chunk_factors(
     const Tile<N> tw{0}, At{SLAB}, Rt{2 * SLAB}, Bt{3 * SLAB}, Kt{4 * SLAB}, V{5 * SLAB}, Bh{6 * SLAB}, Kh{7 * SLAB};
     const Tile<C> inverse{8 * SLAB}, Mak{8 * SLAB + SCORES}, Mrb{8 * SLAB + 2 * SCORES}, Mrk{8 * SLAB + 3 * SCORES};
 
-    const unsigned g = block() % G, c = block() / G;
-    const int warp = thread() / 32, own = warp * 16;
-    const long long tile = (long long)g * n + c, stride = (long long)H * N, at = ((long long)(g / H) * T + c * C) * stride + g % H * N;
-    const int live = T - c * C < C ? T - c * C : C;
+    const Place place(n, G, H, T);
+    const long long tile = place.tile, stride = place.stride, at = place.at;
+    const int live = place.live, warp = thread() / 32, own = warp * 16;
 
     copy_rows<C>(tw, w + at, stride, live);
     copy_rows<C>(At, a + at, stride, live);
@@ -52,7 +51,7 @@ chunk_factors(
     copies_begun();
     copy_rows<C>(V, v + at, stride, live);
     copies_begun();
-    const Segments segments(reset ? reset + (long long)(g / H) * T + c * C : nullptr, live);
+    const Segments segments(reset ? reset + place.token : nullptr, live);
 
     // At, Rt, Bt, Kt in the place of a, r, b, k
     copies_done<1>();

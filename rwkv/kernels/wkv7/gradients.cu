@@ -28,10 +28,9 @@ gradients(
     const Tile<C> inverse{11 * SLAB + 2 * SQUARE}, Mak{inverse.start + SCORES}, Mrb{inverse.start + 2 * SCORES}, Mrk{inverse.start + 3 * SCORES};
     const Tile<C> dMab{Bh.start}, dMak{Bh.start + SCORES}, dMrb{Bh.start + 2 * SCORES}, dMrk{Bh.start + 3 * SCORES};  // once Bh and Kh are used
 
-    const unsigned g = block() % G, c = block() / G;
-    const int warp = thread() / 32, own = warp * 16;
-    const long long tile = (long long)g * n + c, stride = (long long)H * N, at = ((long long)(g / H) * T + c * C) * stride + g % H * N;
-    const int live = T - c * C < C ? T - c * C : C;
+    const Place place(n, G, H, T);
+    const long long tile = place.tile, stride = place.stride, at = place.at;
+    const int live = place.live, warp = thread() / 32, own = warp * 16;
 
     copy_rows<C>(tw, w + at, stride, live);
     copy_rows<C>(At, a + at, stride, live);
@@ -46,7 +45,7 @@ gradients(
     copy16(inverse.at(thread() / 4, thread() % 4 * 8), Ti + tile * SCORES + thread() * 8, true);
     copies_begun();
 
-    const Segments segments(reset ? reset + (long long)(g / H) * T + c * C : nullptr, live);
+    const Segments segments(reset ? reset + place.token : nullptr, live);
 
     // At, Rt, Bt, Kt in the place of a, r, b, k
     copies_done<1>();
