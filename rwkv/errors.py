@@ -10,7 +10,14 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """A setting is unknown, of the wrong type, out of range, or contradicts another."""
+    """A setting is unknown, of the wrong type, out of range, contradicts another, or asks for what is not there.
+
+    short: the same in a few words, without setting and remedy, where there is little room.
+    """
+
+    def __init__(self, message: str, short: str = ""):
+        super().__init__(message)
+        self.short = short or message
 
 
 class DataError(UserError):

@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 
 import pytest
 
 from rwkv import plan
 from rwkv.config import cli
 from rwkv.training.metrics import read
+from rwkv.training.planning.fit import KINDS
 from tests.conftest import command
 
 H100S = ["plan.gpu=h100", "plan.gpus=8", "plan.host_memory=2TB", "precision=bf16", "layout.rows=8"]
@@ -39,6 +41,33 @@ def test_rows_that_cannot_be_dealt_equally_are_said(capsys):
     assert "layout.rows=8 cannot be dealt equally to 3 processes: planned with 9." in capsys.readouterr().out.replace("\n", " ")
     assert plan.main(["strategy=ddp", "plan.gpu=h100", "plan.gpus=4"]) == 0
     assert "dealt" not in capsys.readouterr().out
+
+
+def fitting(found: dict) -> set[str]:
+    return {s["strategy"] for s in found["strategies"] if s["fits"]}
+
+
+def test_what_cannot_run_here_does_not_fit(monkeypatch, capsys, tmp_path):
+    """On this machine, nothing being compiled or made for it; on one described, what is installed here does not count."""
+    builder = pytest.importorskip("deepspeed.ops.op_builder").AsyncIOBuilder
+    capsys.readouterr()  # imported for the first time, it talks
+    for compatible in (True, False):
+        monkeypatch.setattr(builder, "is_compatible", lambda self, compatible=compatible: compatible)
+        monkeypatch.setattr(builder, "load", lambda self, **_: pytest.fail("compiled"))
+        here, described = (planned(capsys, "strategy=ds3_nvme", f"strategy.swap={tmp_path / 'swap'}", *extra) for extra in ([], ["plan.gpu=h100"]))
+        assert fitting(described) == set(KINDS) and fitting(here) == set(KINDS) - (set() if compatible else {"ds3_nvme"})
+    assert "needs libaio" in here["chosen"]["why_not"] and len(here["remedies"]) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert plan.main(["strategy=ds3_nvme"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "no: async_io needs libaio and a compiler" in text and "It cannot run here: strategy=ds3_nvme: DeepSpeed's operator" in text
+
+
+def test_deepspeed_that_is_not_here(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    assert fitting(planned(capsys)) == {"auto", "ddp", "fsdp"} and fitting(planned(capsys, "plan.gpu=h100")) == set(KINDS)
+    assert plan.main([]) == 0
+    assert capsys.readouterr().out.count("no: DeepSpeed is not installed") == 6
 
 
 def test_time_from_a_rate_and_from_mfu(capsys):

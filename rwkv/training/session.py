@@ -52,7 +52,7 @@ class Session:
         self.size = size_of(cfg, self.tokenizer.vocab_size, official.size_of(self.given) if self.given else None)
         self.work = Work.of(cfg, self.size)
         self.planned = check_fit(cfg, self.work, ranks)
-        strategies.check(cfg, parameters(self.size).total, ranks)
+        strategies.check(cfg, parameters(self.size).total, ranks.device.type)
         self.read = read(cfg, self.tokenizer, self.size.vocab_size)
         self.fingerprint = self.read.fingerprint
         self.data, self.cut_documents = layout.build(cfg.layout, self.read.sources, cfg.ctx_len.tokens, cfg.seed, cfg.bptt.mode == "off")

@@ -90,9 +90,10 @@ def settings_with(swap_folder):
 
 
 def test_swapping_needs_room_on_a_disk(monkeypatch, tmp_path):
-    monkeypatch.setattr(swap, "load_operator", lambda: None)
+    monkeypatch.setattr(swap, "load_operator", lambda build: None)
     swap.check(settings_with(tmp_path / "new"), 10**6)
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()
+    assert swap.folder(settings_with(tmp_path / "new" / "and")).parent == tmp_path / "new" / "and"
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     with pytest.raises(ConfigError, match=r"needs 1\.6 TB there on each node, and 1 GB are free"):
         swap.check(settings_with(tmp_path), 10**11)
@@ -118,7 +119,7 @@ def test_what_a_killed_run_left_on_the_disk_is_removed(monkeypatch, tmp_path):
     swap.clean(tmp_path / "swap")
     assert left() == 4
     forked.codes(processes[:1], 0)
-    monkeypatch.setattr(swap, "load_operator", lambda: None)
+    monkeypatch.setattr(swap, "load_operator", lambda build: None)
     swap.check(settings_with(tmp_path / "swap"), 10**6)
     assert left() == 2
     os.kill(processes[1].pid, signal.SIGINT)

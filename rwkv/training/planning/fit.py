@@ -11,9 +11,10 @@ from rwkv.config.schema import Strategy, TrainConfig
 from rwkv.errors import ConfigError
 from rwkv.memory import free_bytes, human
 from rwkv.model.size import Size
+from rwkv.training import strategies
 from rwkv.training.planning.machine import CONTEXT, Machine, this_machine
 from rwkv.training.planning.memory import Need, need
-from rwkv.training.planning.work import Work
+from rwkv.training.planning.work import Work, parameters
 from rwkv.training.ranks import Ranks
 
 KINDS = get_args(Strategy.__annotations__["kind"])
@@ -22,12 +23,16 @@ MOST_GPUS = 4096  # of those that are looked at
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a strategy: world processes, what they need, and why it cannot be (None if it can)."""
+    """Of a strategy: world processes, what they need, and why it cannot be (None if it can).
+
+    lack: in a few words, what this machine has not, where it is not memory.
+    """
 
     kind: str
     world: int
     need: Need | None
     why_not: str | None
+    lack: str | None = None
 
     @property
     def fits(self) -> bool:
@@ -35,17 +40,33 @@ class Verdict:
 
 
 def verdict(cfg: TrainConfig, kind: str, work: Work, machine: Machine) -> Verdict:
-    """Of the settings with another strategy."""
+    """Of the settings with another strategy: memory alone."""
     world = world_of(cfg, kind, machine)
-    theirs = {"deepspeed": cfg.strategy.deepspeed if kind.startswith("ds") else {}, "swap": cfg.strategy.swap if kind == "ds3_nvme" else None}
-    devices = replace(cfg.strategy, kind=kind, devices=-(-world // machine.nodes), nodes=machine.nodes, **theirs)
     work = replace(work, rows=-(-work.rows // world) * world)  # dealt equally, which a plan says
     try:
-        check(replace(cfg, strategy=devices, layout=replace(cfg.layout, rows=work.rows)), reads_data=False)
+        check(replace(_under(cfg, kind, machine), layout=replace(cfg.layout, rows=work.rows)), reads_data=False)
     except ConfigError as error:
         return Verdict(kind, world, None, str(error))
     found = need(kind, work, machine, world)
     return Verdict(kind, world, found, shortage(found, machine, min(machine.each, world)))
+
+
+def _under(cfg: TrainConfig, kind: str, machine: Machine) -> TrainConfig:
+    """The settings with another strategy, on such a machine."""
+    theirs = {"deepspeed": cfg.strategy.deepspeed if kind.startswith("ds") else {}, "swap": cfg.strategy.swap if kind == "ds3_nvme" else None}
+    each = -(-world_of(cfg, kind, machine) // machine.nodes)
+    return replace(cfg, strategy=replace(cfg.strategy, kind=kind, devices=each, nodes=machine.nodes, **theirs))
+
+
+def full_verdict(cfg: TrainConfig, kind: str, work: Work, machine: Machine) -> Verdict:
+    """Of the settings with another strategy: memory, and if the machine is this one, what else the strategy needs of it."""
+    found = verdict(cfg, kind, work, machine)
+    if machine.here and found.fits:
+        try:
+            strategies.check(_under(cfg, kind, machine), parameters(work.size).total, machine.device, build=False)
+        except ConfigError as error:
+            return replace(found, why_not=str(error), lack=error.short)
+    return found
 
 
 def world_of(cfg: TrainConfig, kind: str, machine: Machine) -> int:
@@ -65,8 +86,8 @@ def shortage(found: Need, machine: Machine, ranks: int) -> str | None:
 
 
 def verdicts(cfg: TrainConfig, work: Work, machine: Machine) -> list[Verdict]:
-    """Of every strategy."""
-    return [verdict(cfg, kind, work, machine) for kind in KINDS]
+    """Of every strategy, memory and what else it needs."""
+    return [full_verdict(cfg, kind, work, machine) for kind in KINDS]
 
 
 def remedies(cfg: TrainConfig, work: Work, machine: Machine) -> list[str]:
@@ -74,7 +95,7 @@ def remedies(cfg: TrainConfig, work: Work, machine: Machine) -> list[str]:
     kinds = [v.kind for v in verdicts(cfg, work, machine) if v.fits and v.kind != cfg.strategy.kind]
     found = [f"strategy={'|'.join(kinds)}"] if kinds else []
     for change, smaller in _smaller(cfg, work, machine):
-        if verdict(_with(cfg, smaller), cfg.strategy.kind, smaller, machine).fits:
+        if full_verdict(_with(cfg, smaller), cfg.strategy.kind, smaller, machine).fits:
             found.append(change)
             break
     if not found and machine.device == "cuda":

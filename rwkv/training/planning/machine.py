@@ -97,6 +97,7 @@ class Machine:
     device: "cuda", or "cpu", whose memory is the host's.
     each: processes of a node, one a GPU; memory: bytes free on a GPU; host: on a node, None for any.
     peak: FLOP/s of a process's matrix products; None: not known.
+    here: whether it is this one, so that what is installed counts.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Machine:
     memory: int | None
     host: int | None
     peak: float | None
+    here: bool = False
 
     @property
     def world(self) -> int:
@@ -133,10 +135,10 @@ def this_machine(strategy: Strategy, cpu: bool = False, each: int | None = None)
     each = each or named
     if not cuda:
         threads = min(os.cpu_count() or 1, torch.get_num_threads() * each)
-        return Machine(f"this machine, {device_name()}", "cpu", each, strategy.nodes, None, free_host_bytes() + PROGRAM, CPU_PEAK * threads / each)
+        return Machine(f"this machine, {device_name()}", "cpu", each, strategy.nodes, None, free_host_bytes() + PROGRAM, CPU_PEAK * threads / each, True)
     name, free = torch.cuda.get_device_name(), min(torch.cuda.mem_get_info(i)[0] for i in range(most))
     found = known(name)
-    return Machine(f"this machine, {each} x {name}", "cuda", each, strategy.nodes, free + CONTEXT, free_host_bytes() + PROGRAM_CUDA, found and found.peak)
+    return Machine(f"this machine, {each} x {name}", "cuda", each, strategy.nodes, free + CONTEXT, free_host_bytes() + PROGRAM_CUDA, found and found.peak, True)
 
 
 def known(name: str) -> Gpu | None:

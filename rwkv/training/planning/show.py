@@ -83,7 +83,7 @@ def _strategies(plan: Plan) -> Table:
         table.add_column(place, justify="right", no_wrap=True)
     table.add_column("fits")
     for v in plan.all:
-        table.add_row(v.kind, str(v.world), *_places(v, plan), "yes" if v.fits else f"no: {v.why_not}", style="bold" if v.kind == plan.chosen.kind else "")
+        table.add_row(v.kind, str(v.world), *_places(v, plan), "yes" if v.fits else f"no: {v.lack or v.why_not}", style="bold" if v.kind == plan.chosen.kind else "")
     return table
 
 
@@ -96,11 +96,14 @@ def _places(v: Verdict, plan: Plan) -> list[str]:
 
 
 def _conclusion(plan: Plan) -> str:
+    chosen = plan.chosen
     largest = [f"{name}={n}" for name, n in (("layout.rows", plan.rows), ("ctx_len", plan.ctx_len)) if n]
     room = f"; about the largest that would: {', or '.join(largest)}" if largest else ""
-    rows, world = plan.work.rows, plan.chosen.world
+    rows, world = plan.work.rows, chosen.world
     dealt = f" layout.rows={rows} cannot be dealt equally to {world} processes: planned with {-(-rows // world) * world}." if rows % world else ""
-    if plan.chosen.fits:
+    if chosen.fits:
         return f"It fits{room}.{dealt}"
     remedies = f" It fits with {', or '.join(plan.remedies)}." if plan.remedies else ""
-    return f"It does not fit: {plan.chosen.why_not}{room}.{remedies}{dealt}"
+    if chosen.need is None or chosen.lack:
+        return f"It cannot run{' here' if chosen.lack else ''}: {chosen.why_not}.{remedies}{dealt}"
+    return f"It does not fit: {chosen.why_not}{room}.{remedies}{dealt}"

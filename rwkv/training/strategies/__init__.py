@@ -8,12 +8,14 @@ from rwkv.training.strategies.base import MASTER, Strategy
 __all__ = ["MASTER", "Strategy", "build", "check"]
 
 
-def check(cfg: TrainConfig, n: int, ranks: Ranks) -> None:
-    """Raises ConfigError where this machine lacks what the strategy needs besides memory, for a model of n parameters: before any long work."""
+def check(cfg: TrainConfig, n: int, device: str, build: bool = True) -> None:
+    """Raises ConfigError where this machine lacks what the strategy needs besides memory, for a model of n parameters: before any long work.
+
+    device: "cpu" or "cuda"; build: whether operators are compiled that have not been yet, or only what that takes is looked for."""
     if cfg.strategy.kind.startswith("ds"):
         from rwkv.training.strategies import deepspeed
 
-        deepspeed.check(cfg, n, ranks)
+        deepspeed.check(cfg, n, device, build)
 
 
 def build(cfg: TrainConfig, size: Size, ranks: Ranks) -> Strategy:

@@ -33,6 +33,7 @@ from rwkv.training.strategies.base import MASTER, Strategy
 from rwkv.training.strategies.ds_config import ELSEWHERE, ds_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+REFUSED = "DeepSpeed refuses strategy.deepspeed"
 
 
 class DeepSpeed(Strategy):
@@ -41,7 +42,8 @@ class DeepSpeed(Strategy):
     layerwise = False  # its engine takes part in whole passes
 
     def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
-        deepspeed = _import(cfg.strategy.kind, ranks)
+        deepspeed = _import(cfg.strategy.kind, ranks.device.type)
+        os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.world), "LOCAL_RANK": str(ranks.fabric.local_rank)}
         self.ranks, self.stage = ranks, int(cfg.strategy.kind[2])
         with torch.device("meta"):
             blank = RWKV(size)
@@ -194,12 +196,12 @@ class _Runner(Eager):
         return loss, end, d_start and [x / self.world for x in d_start]
 
 
-def check(cfg: TrainConfig, n: int, ranks: Ranks) -> None:
-    """Raises ConfigError if a model of n parameters cannot be trained so with these settings, on this machine."""
-    _import(cfg.strategy.kind, ranks)
+def check(cfg: TrainConfig, n: int, device: str, build: bool) -> None:
+    """Raises ConfigError if a model of n parameters cannot be trained so with these settings, on this machine; see `strategies.check`."""
+    _import(cfg.strategy.kind, device)
     _check_settings(ds_config(cfg), cfg.strategy.deepspeed)
     if cfg.strategy.kind == "ds3_nvme":
-        swap.check(cfg.strategy, n)
+        swap.check(cfg.strategy, n, build)
 
 
 def _check_settings(settings: dict, theirs: dict) -> None:
@@ -213,12 +215,12 @@ def _check_settings(settings: dict, theirs: dict) -> None:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors())
         section = next((f".{s}" for s, given in theirs.items() if isinstance(given, dict) and error.errors()[0]["loc"][0] in given), "")
-        raise ConfigError(f"strategy.deepspeed{section}: DeepSpeed refuses {wrong}; its names are in its documentation ({error.title})") from error
+        raise ConfigError(f"strategy.deepspeed{section}: DeepSpeed refuses {wrong}; its names are in its documentation ({error.title})", REFUSED) from error
     except Exception as error:  # of any type, and about these settings
-        raise ConfigError(f"strategy.deepspeed={theirs}: DeepSpeed refuses it: {error}") from error
+        raise ConfigError(f"strategy.deepspeed={theirs}: DeepSpeed refuses it: {error}", REFUSED) from error
     for key in theirs.keys() - told.asked:
         known = sorted(told.asked - ELSEWHERE.keys())
-        raise ConfigError(f"strategy.deepspeed.{key}: DeepSpeed has no such setting{nearest(key, known, 'strategy.deepspeed')}; it has {', '.join(known)}")
+        raise ConfigError(f"strategy.deepspeed.{key}: DeepSpeed has no such setting{nearest(key, known, 'strategy.deepspeed')}; it has {', '.join(known)}", REFUSED)
 
 
 class _Told(dict):
@@ -244,16 +246,18 @@ class _Told(dict):
         return self
 
 
-def _import(kind: str, ranks: Ranks):
-    """DeepSpeed, told where it is. Raises ConfigError if it is not installed, or does not work here."""
-    here = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world, "LOCAL_RANK": ranks.fabric.local_rank}
-    os.environ |= {name: str(value) for name, value in here.items()}
-    os.environ["DS_ACCELERATOR"] = "cpu" if ranks.device.type == "cpu" else "cuda"
+def _import(kind: str, device: str):
+    """DeepSpeed, told of which device it is. Raises ConfigError if it is not installed, or does not work here."""
+    os.environ["DS_ACCELERATOR"] = device
     try:
         import deepspeed
     except Exception as error:  # of any type: it looks for compilers and libraries
-        remedy = "pip install deepspeed" if isinstance(error, ModuleNotFoundError) else "mend that"
-        raise ConfigError(f"strategy={kind}: DeepSpeed cannot be imported: {error}; {remedy}, or set strategy=fsdp, which needs nothing but PyTorch") from error
+        missing = isinstance(error, ModuleNotFoundError)
+        raise ConfigError(
+            f"strategy={kind}: DeepSpeed cannot be imported: {error}; {'pip install deepspeed' if missing else 'mend that'}, "
+            "or set strategy=fsdp, which needs nothing but PyTorch",
+            "DeepSpeed is not installed" if missing and error.name == "deepspeed" else "DeepSpeed cannot be imported",
+        ) from error
     warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).* is deprecated", category=FutureWarning)
     deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a helper that would be compiled for 97 s of CPU time

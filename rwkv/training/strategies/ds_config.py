@@ -46,6 +46,6 @@ def _joined(ours: dict, theirs: dict, name: str) -> dict:
             value = _joined(ours[key], value, f"{name}.{key}")
         elif key in (*ours, *ELSEWHERE):
             remedy = f"set {ELSEWHERE[key]}" if key in ELSEWHERE else "leave it out"
-            raise ConfigError(f"{name}.{key}={value}: other settings say that already; {remedy}")
+            raise ConfigError(f"{name}.{key}={value}: other settings say that already; {remedy}", f"{name}.{key} contradicts other settings")
         ours = ours | {key: value}
     return ours

@@ -22,29 +22,39 @@ def needed(n: int, nodes: int) -> int:
     return BYTES * n // nodes
 
 
-def check(strategy: Strategy, n: int) -> None:
-    """Whether shares of n parameters can be on the disk; folders that dead processes have left there are removed first.
+def check(strategy: Strategy, n: int, build: bool = True) -> None:
+    """Whether shares of n parameters can be on the disk; folders that dead processes have left there are removed first, none is made.
+
+    build: see `load_operator`.
 
     Raises:
         ConfigError: there is no room, no direct access, or no operator.
     """
-    load_operator()
+    load_operator(build)
     parent = _parent(strategy)
+    there = next(folder for folder in (parent, *parent.parents) if folder.exists())
     try:
-        os.makedirs(parent, exist_ok=True)
         clean(parent)
-        with tempfile.TemporaryDirectory(dir=parent) as probe:
+        with tempfile.TemporaryDirectory(dir=there) as probe:
             os.close(os.open(Path(probe) / "direct", os.O_CREAT | os.O_RDWR | os.O_DIRECT))
     except OSError as error:
-        raise ConfigError(f"strategy.swap={parent}: {error.strerror}: it must be a folder of a disk, not of memory; set strategy.swap=FOLDER") from error
-    wanted, free = needed(n, strategy.nodes), shutil.disk_usage(parent).free
+        raise ConfigError(
+            f"strategy.swap={parent}: {error.strerror}: it must be a folder of a disk, not of memory; set strategy.swap=FOLDER",
+            f"strategy.swap: {error.strerror}",
+        ) from error
+    wanted, free = needed(n, strategy.nodes), shutil.disk_usage(there).free
     if wanted > free:
-        raise ConfigError(f"strategy.swap={parent}: this run needs {human(wanted)} there on each node, and {human(free)} are free; set strategy.swap=FOLDER")
+        raise ConfigError(
+            f"strategy.swap={parent}: this run needs {human(wanted)} there on each node, and {human(free)} are free; set strategy.swap=FOLDER",
+            f"{human(wanted)} on the disk, {human(free)} free",
+        )
 
 
 def folder(strategy: Strategy) -> Path:
     """A new folder of this process, gone when it ends. Killed, it leaves it, without its lock: `clean` of any other removes it."""
-    new = Path(tempfile.mkdtemp(dir=_parent(strategy)))
+    parent = _parent(strategy)
+    parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=parent))
     disk.try_lock(os.open(new, os.O_RDONLY | os.O_DIRECTORY))  # open, and so locked, until the process ends
     found = new.rename(new.with_name(PREFIX + new.name))  # under this name it has always been locked
     atexit.register(shutil.rmtree, found, ignore_errors=True)
@@ -67,16 +77,19 @@ def _parent(strategy: Strategy) -> Path:
     return Path(strategy.swap or tempfile.gettempdir())
 
 
-def load_operator() -> None:
-    """DeepSpeed's own for disks, compiled at first use. Raises ConfigError if it cannot be."""
+def load_operator(build: bool = True) -> None:
+    """DeepSpeed's own for disks, compiled at first use. Raises ConfigError if it cannot be; without `build`, if what that takes is not there."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     builder = AsyncIOBuilder()
     if not builder.is_compatible():
         raise ConfigError(
             "strategy=ds3_nvme: DeepSpeed's operator for disks, async_io, needs libaio and a C++ compiler: apt-get install libaio-dev g++ ninja-build; "
-            "or set strategy=ds3_offload"
+            "or set strategy=ds3_offload",
+            "async_io needs libaio and a compiler",
         )
+    if not build:
+        return
     try:
         builder.load(verbose=False)
     except (RuntimeError, ImportError, OSError) as error:
