@@ -12,7 +12,7 @@ MACHINES = """the machine is this one, or one described:
   plan.gpus=N           of a node; plan.nodes=N
   plan.memory=80GB      of a GPU; plan.host_memory=2TB of a node
   plan.rate=N           tokens a second in all, or plan.mfu=0.4; else as an earlier run here, or as such a device has done
-  plan.document=64k     layout=document: tokens of the longest
+  plan.document=64k     layout=document: tokens of the longest document
   --json                everything, in bytes, seconds, FLOPs"""
 
 
@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int:
     cfg = load(overrides)
     alone = replace(cfg.strategy, kind="auto", devices=1, nodes=1, deepspeed={}, swap=None)
     check(replace(cfg, strategy=alone), reads_data=False)  # what a strategy cannot do is part of the plan
+    if asked.document and cfg.layout.kind != "document":
+        raise ConfigError(f"plan.document={asked.document} is for layout=document, and layout is {cfg.layout.kind}: set layout=document, or leave it out")
     if cfg.threads:
         import torch
 

@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 from rwkv import plan
 from rwkv.config import cli
@@ -34,6 +35,23 @@ def test_what_does_not_fit_is_told_with_what_would(capsys):
     found = planned(capsys, "model=14b", "tokenizer=world", *H100S[:2], "precision=bf16")
     assert not found["chosen"]["fits"] and any("fsdp" in r for r in found["remedies"])
     assert {s["strategy"]: s["fits"] for s in found["strategies"]}["ddp"] is False
+
+
+def test_a_newcomers_screen_of_what_does_not_fit(capsys):
+    """What is needed of what there is, what to do, and nothing between the ranks of one process."""
+    assert plan.main(["model=14b", "strategy=ds3", "plan.gpu=none", "plan.host_memory=16GB"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    for word in ("16 GB of host memory free", "between ranks nothing", "GB on a host of 16 GB", "Take a smaller model=, precision=bf16, or",
+                 "strategy=ds3 shares this out over GPUs", "plan.gpus=8"):  # fmt: skip
+        assert word in text, word
+    assert plan.main(["model=14b", "plan.gpu=none", "plan.host_memory=16GB", "precision=bf16"]) == 1
+    assert "Take a smaller model=, or a machine" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_settings_contradict_has_no_memory(capsys):
+    assert plan.main(["strategy=ds3", "bptt.recompute=selective", "plan.gpu=h100"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "It cannot run: strategy=ds3 with bptt.recompute=selective" in text and "memory of a rank" not in text and "not fit:" not in text
 
 
 def test_rows_that_cannot_be_dealt_equally_are_said(capsys):
@@ -99,18 +117,28 @@ def test_a_plan_has_the_runs_signature(tiny_run, capsys):
 @pytest.mark.parametrize(
     "argument, message",
     [
-        ("plan.gpu=h1000", r"plan\.gpu='h1000'"),
+        ("plan.gpu=v100", r"plan\.gpu='v100': no such GPU is known; known are b200, .*, and none for CPUs; for another, .* set plan\.memory="),
+        ("plan.host_memory=lots", r"plan\.host_memory='lots': this is no size; sizes are written as 80GB"),
+        ("plan.rate=5 plan.mfu=0.4", r"plan\.rate= and plan\.mfu= .*; keep one"),
+        ("plan.document=64k", r"plan\.document=65536 is for layout=document, and layout is stream"),
         ("plan.gpsu=8", r"plan\.gpsu: unknown setting \(did you mean plan\.gpu"),
         ("plan.mfu=2", r"plan\.mfu=2.*less than or equal to 1"),
-        ("plan.memory=80GB", r"of which GPU\? plan\.gpu="),
+        ("plan.memory=80GB", r"plan\.memory=80 GB: of which GPU\? plan\.gpu="),
         ("--jason", r"--jason: unknown flag"),
         ("modle=7b", r"did you mean model"),
         ("model=from_file", r"with model=from_file a file is needed: model\.path="),
     ],
 )
 def test_bad_input(argument, message, capsys):
-    assert cli.guarded(plan.main, [argument]) == 2
+    assert cli.guarded(plan.main, argument.split()) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_the_settings_say_of_this_machine_and_it_has_not(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.guarded(plan.main, ["strategy.accelerator=cuda"]) == 2
+    assert "strategy.accelerator=cuda: PyTorch finds no CUDA device here" in capsys.readouterr().err
+    assert plan.main(["strategy.accelerator=cuda", "plan.gpu=h100"]) == 0 and plan.main(["strategy.accelerator=cuda", "plan.gpu=none"]) == 0
 
 
 def test_help():

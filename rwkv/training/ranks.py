@@ -15,9 +15,24 @@ from torch import Tensor
 
 from rwkv.config.schema import Strategy
 from rwkv.errors import ConfigError, UserError
+from rwkv.words import count
 
 T = TypeVar("T")
 REDUCE_BYTES = 2**26  # gradients travel in flat pieces of about this size
+
+
+def processes(strategy: Strategy) -> tuple[str, int]:
+    """(accelerator, how many on a node), as the settings say or this machine has them. Raises ConfigError if it has not what they say."""
+    accelerator, devices = strategy.accelerator, strategy.devices
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    elif accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("strategy.accelerator=cuda: PyTorch finds no CUDA device here; set strategy.accelerator=cpu")
+    if devices == "auto":
+        devices = torch.cuda.device_count() if accelerator == "cuda" else 1
+    if accelerator == "cuda" and devices > torch.cuda.device_count():
+        raise ConfigError(f"strategy.devices={devices}: this machine has {count(torch.cuda.device_count(), 'CUDA device')}")
+    return accelerator, devices
 
 
 class Ranks:
@@ -28,16 +43,7 @@ class Ranks:
 
         from rwkv.training.meeting import Meeting
 
-        accelerator = strategy.accelerator
-        if accelerator == "auto":
-            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-        elif accelerator == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("strategy.accelerator=cuda: PyTorch finds no CUDA device here; set strategy.accelerator=cpu")
-        devices = strategy.devices
-        if devices == "auto":
-            devices = torch.cuda.device_count() if accelerator == "cuda" else 1
-        if accelerator == "cuda" and devices > torch.cuda.device_count():
-            raise ConfigError(f"strategy.devices={devices}: this machine has {torch.cuda.device_count()} CUDA devices")
+        accelerator, devices = processes(strategy)
         warnings.filterwarnings("ignore", message="The `srun` command is available")  # a login node trains, too, if told to
         several = devices * strategy.nodes > 1
         started = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else devices * strategy.nodes

@@ -79,9 +79,9 @@ def shortage(found: Need, machine: Machine, ranks: int) -> str | None:
     """What there is not enough of, in words; None if it fits."""
     host = found.of_node(ranks)
     if machine.memory is not None and found.of_device > machine.memory:
-        return f"{human(found.of_device)} of {human(machine.memory)} on a GPU"
+        return f"{human(found.of_device)} on a GPU of {human(machine.memory)}"
     if machine.host is not None and host > machine.host:
-        return f"{human(host)} of {human(machine.host)} on the host"
+        return f"{human(host)} on a host of {human(machine.host)}"
     return None
 
 
@@ -146,15 +146,21 @@ def message(cfg: TrainConfig, work: Work, machine: Machine, told: Verdict) -> st
         {k: v * ranks for k, v in told.need.host.items()}, told.need.of_node(ranks), machine.host)
     where = f"on each of {told.world} GPUs" if on_device and told.world > 1 else "on the GPU" if on_device else "of memory"
     listed = ", ".join(f"{name} {human(size)}" for name, size in sorted(parts.items(), key=lambda x: -x[1]))
-    found = remedies(cfg, work, machine)
-    advice = f"it fits with {', or '.join(found)}" if found else "take a smaller model=, precision=bf16, or a machine with more memory"
     device = "there" if on_device else "on this machine"
-    if cfg.strategy.sharded and machine.device == "cpu" and told.world == 1:
-        advice += f" (strategy={cfg.strategy.kind} shares this out over GPUs; here it runs on the CPU, where one process has all of it)"
     return (
-        f"this run does not fit: it needs about {human(total)} {where} ({listed}), and {human(free)} are free {device}; {advice}; "
+        f"this run does not fit: it needs about {human(total)} {where} ({listed}), and {human(free)} are free {device}; "
+        f"{advice(cfg, machine, told, remedies(cfg, work, machine))}; "
         "python -m rwkv.plan with the same arguments shows every strategy, and other machines with plan.gpu=h100 plan.gpus=8"
     )
+
+
+def advice(cfg: TrainConfig, machine: Machine, told: Verdict, found: list[str]) -> str:
+    """What to do where memory does not suffice. found: `remedies`."""
+    smaller = "" if cfg.precision.weights == "bf16" else "precision=bf16, "
+    text = f"it fits with {', or '.join(found)}" if found else f"take a smaller model=, {smaller}or a machine with more memory"
+    if cfg.strategy.sharded and machine.device == "cpu" and told.world == 1:
+        text += f" (strategy={cfg.strategy.kind} shares this out over GPUs; here it runs on the CPU, where one process has all of it)"
+    return text
 
 
 def one_backward(size: Size, rows: int, tokens: int, weights: str, device: torch.device) -> int:

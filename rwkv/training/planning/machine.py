@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from rwkv.config.compose import convert, parse
 from rwkv.config.schema import Count, Positive, Strategy
 from rwkv.errors import ConfigError
-from rwkv.memory import free_host_bytes
+from rwkv.memory import free_host_bytes, human
 from rwkv.training.environment import device_name
+from rwkv.training.ranks import processes
 
 GIB = 2**30
 
@@ -52,14 +54,24 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def parse_bytes(value: object) -> object:
-    """An int of bytes from "80G", "512GB" or "1.5TiB"; anything else is returned as it is."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", value) if isinstance(value, str) else None
-    if not match:
+    """An int of bytes from "80G", "512GB" or "1.5TiB"; what is no text is returned as it is."""
+    if not isinstance(value, str):
         return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", value)
+    if not match:
+        raise PydanticCustomError("bytes", "this is no size; sizes are written as 80GB, 1.5TB or 512GiB")
     base = 1024 ** "kMGT".index(match[2]) * 1024 if match[2] and match[3] else _UNITS[match[2]]
     return int(float(match[1]) * base)
 
 
+def _known_name(name: object) -> object:
+    if name in (*GPUS, "none", None):
+        return name
+    known = ", ".join(GPUS)
+    raise PydanticCustomError("gpu", f"no such GPU is known; known are {known}, and none for CPUs; {OTHER}")
+
+
+OTHER = "for another, take one of these and set plan.memory= to what it has and plan.rate= to its tokens a second"
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, strict=True)]
 
 
@@ -67,7 +79,7 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, strict=True)]
 class Asked:
     """`plan.` settings: what `python -m rwkv.plan` takes besides those of a run."""
 
-    gpu: Literal[(*GPUS, "none", None)] = None  # a GPU of the table, none for CPUs; null: this machine
+    gpu: Annotated[str | None, BeforeValidator(_known_name)] = None  # a GPU of the table, none for CPUs; null: this machine
     gpus: Count | None = None  # of a node; 1
     nodes: Count | None = None  # strategy.nodes
     memory: Bytes | None = None  # of a GPU, where it is not the table's
@@ -88,7 +100,10 @@ def split(overrides: list[str]) -> tuple[Asked, list[str]]:
             raise ConfigError(f"plan.{name} is set twice; keep one")
         value = override.value()
         tree[name] = float(value) if name in ("rate", "mfu") and isinstance(value, int) else value
-    return convert(tree, mine, Asked, "plan"), [text for text in overrides if text not in mine]
+    asked = convert(tree, mine, Asked, "plan")
+    if asked.rate and asked.mfu:
+        raise ConfigError("plan.rate= and plan.mfu= each say how fast it is; keep one")
+    return asked, [text for text in overrides if text not in mine]
 
 
 @plain_dataclass(frozen=True)
@@ -122,7 +137,9 @@ def machine(asked: Asked, strategy: Strategy) -> Machine:
         name = f"{nodes} x {each} x {asked.gpu}" if nodes > 1 else f"{each} x {asked.gpu}"
         return Machine(name, "cuda", each, nodes, asked.memory or gpu.memory, asked.host_memory, gpu.peak)
     if asked.memory:
-        raise ConfigError(f"plan.memory={asked.memory}: of which GPU? plan.gpu= names it: {', '.join(GPUS)}")
+        raise ConfigError(f"plan.memory={human(asked.memory)}: of which GPU? plan.gpu= names it: {', '.join(GPUS)}")
+    if asked.gpu is None:
+        processes(strategy if asked.gpus is None else replace(strategy, devices="auto"))
     here = this_machine(strategy, asked.gpu == "none", asked.gpus)
     return replace(here, nodes=nodes, host=asked.host_memory or here.host)
 

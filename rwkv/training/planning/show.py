@@ -5,8 +5,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rwkv.memory import human
-from rwkv.training.planning.fit import Verdict
-from rwkv.training.planning.memory import CATEGORIES
+from rwkv.training.planning.fit import Verdict, advice
+from rwkv.training.planning.memory import CATEGORIES, Need
 from rwkv.training.planning.plan import Plan
 from rwkv.words import count, duration
 
@@ -19,29 +19,26 @@ def show(plan: Plan) -> None:
     w, size, cuda = plan.work, plan.work.size, plan.machine.device == "cuda"
     say = lambda text: console.print(text, markup=False)  # noqa: E731
     say(f"model    RWKV-{size.version[1:]} {size.n_layer} x {size.n_embd}, {plan.params.total:,} parameters, {w.weights}")
-    say(f"machine  {plan.machine.name}" + (f", {human(plan.machine.memory)} each" if cuda else "") + _host(plan.machine.host))
+    free = " free" if plan.machine.here else ""
+    on_gpu = f", {human(plan.machine.memory)} each{free}" if cuda else ""
+    host = "as much host memory as is needed" if plan.machine.host is None else f"{human(plan.machine.host)} of host memory{free}"
+    say(f"machine  {plan.machine.name}{on_gpu}, {host}")
     say(f"run      {plan.run}")
-    console.print(_memory(plan))
-    console.print(_work(plan))
-    console.print(_strategies(plan))
+    v = plan.chosen
+    memory = {f"memory of a rank, strategy={v.kind}, {v.world} process" + ("es" if v.world > 1 else ""): _memory(v.need)} if v.need else {}
+    for title, table in {**memory, "work": _work(plan), "which strategies fit": _strategies(plan)}.items():
+        console.print(title, style="bold")
+        console.print(table)
     say(_conclusion(plan))
 
 
-def _table(title: str, **options) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", width=WIDTH, box=SIMPLE_HEAD, pad_edge=False, **options)
+def _table(**options) -> Table:
+    return Table(box=SIMPLE_HEAD, pad_edge=False, **options)
 
 
-def _host(free: int | None) -> str:
-    return f", {human(free)} of host memory" if free is not None else ""
-
-
-def _memory(plan: Plan) -> Table:
-    need, v = plan.chosen.need, plan.chosen
-    table = _table(f"memory of a rank, strategy={v.kind}, {v.world} " + ("process" if v.world == 1 else "processes"))
+def _memory(need: Need) -> Table:
+    table = _table()
     table.add_column("")
-    if need is None:
-        table.add_row(v.why_not)
-        return table
     places = {"GPU": need.device, "host": need.host} if need.device else {"host": need.host}
     for place in places:
         table.add_column(place, justify="right")
@@ -55,18 +52,18 @@ def _memory(plan: Plan) -> Table:
 
 
 def _work(plan: Plan) -> Table:
-    w = plan.work
+    w, flops, rate = plan.work, plan.flops, plan.rate
     rows = [
         ("tokens", f"{w.tokens:,} in {count(w.steps, 'step')} of {w.tokens_per_step:,}"),
-        ("FLOPs a token", f"{plan.flops.model:.3g}; with what is computed again {plan.flops.executed:.3g}"),
-        ("FLOPs in all", f"{plan.flops.executed * w.tokens:.3g}"),
-        ("tokens a second", f"{plan.rate.tokens:,.0f} ({plan.rate.source})" if plan.rate else "not known: say plan.rate= or plan.mfu="),
-        ("time", duration(plan.seconds) if plan.seconds else "not known"),
-        ("between ranks", f"{human(plan.traffic)} a step and rank" if plan.traffic else "nothing"),
+        ("FLOPs a token", f"{flops.model:.3g}" + (f"; with what is computed again {flops.executed:.3g}" if flops.executed > flops.model else "")),
+        ("FLOPs in all", f"{flops.executed * w.tokens:.3g}"),
+        ("tokens a second", f"{rate.tokens:,.{0 if rate.tokens >= 100 else 1}f} ({rate.source})" if rate else "not known of this GPU; set plan.rate="),
+        ("time", "not known" if plan.seconds is None else duration(plan.seconds) if plan.seconds >= 1 else "less than 1 s"),
+        ("between ranks", f"{human(plan.traffic)} a step and rank" if plan.traffic and plan.chosen.world > 1 else "nothing"),
         ("a checkpoint", f"{human(plan.checkpoint)} on the disk; the newest {plan.cfg.checkpoint.keep} stay"),
         *([("strategy.swap", f"{human(plan.swap)} on the disk of each node")] if plan.swap else []),
     ]
-    table = _table("work", show_header=False)
+    table = _table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
     for row in rows:
@@ -76,7 +73,7 @@ def _work(plan: Plan) -> Table:
 
 def _strategies(plan: Plan) -> Table:
     cuda = plan.machine.device == "cuda"
-    table = _table("which strategies fit")
+    table = _table()
     table.add_column("strategy", no_wrap=True)
     table.add_column("processes", justify="right")
     for place in ("a GPU", "host") if cuda else ("host",):
@@ -103,7 +100,9 @@ def _conclusion(plan: Plan) -> str:
     dealt = f" layout.rows={rows} cannot be dealt equally to {world} processes: planned with {-(-rows // world) * world}." if rows % world else ""
     if chosen.fits:
         return f"It fits{room}.{dealt}"
-    remedies = f" It fits with {', or '.join(plan.remedies)}." if plan.remedies else ""
     if chosen.need is None or chosen.lack:
+        remedies = f" It would with {', or '.join(plan.remedies)}." if plan.remedies else ""
         return f"It cannot run{' here' if chosen.lack else ''}: {chosen.why_not}.{remedies}{dealt}"
-    return f"It does not fit: {chosen.why_not}{room}.{remedies}{dealt}"
+    what = advice(plan.cfg, plan.machine, chosen, plan.remedies)
+    others = " Other machines are described as plan.gpu=h100 plan.gpus=8." if plan.machine.here else ""
+    return f"It does not fit: {chosen.why_not}{room}. {what[0].upper()}{what[1:]}.{dealt}{others}"
