@@ -207,6 +207,9 @@ class Bptt:
     graphs: Bool  # on a CUDA device whole chunks are launched as CUDA graphs: faster for small models, more memory
 
 
+WHOLE = ("auto", "ddp")  # strategies under which every rank holds all
+
+
 @dataclass(config=_STRICT, frozen=True)
 class Strategy:
     kind: Literal["auto", "ddp", "fsdp", "ds1", "ds2", "ds2_offload", "ds3", "ds3_offload", "ds3_nvme"]
@@ -221,7 +224,7 @@ class Strategy:
     @property
     def sharded(self) -> bool:
         """Whether ranks share what they hold, by PyTorch's process group even where there is but one."""
-        return self.kind not in ("auto", "ddp")
+        return self.kind not in WHOLE
 
 
 @dataclass(config=_STRICT, frozen=True)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+MASTER = "master"  # beside Adam's own entries: exp_avg, exp_avg_sq, step
+
 
 class Optimizer:
     """AdamW over fp32 masters (fp64 in an fp64 model), which are the parameters themselves unless those are bf16.
@@ -16,7 +18,7 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, groups: dict[str, tuple[float, bool]], *, betas, eps, weight_decay, layerwise_lr=True):
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.masters = {n: p if p.dtype != torch.bfloat16 else p.detach().float() for n, p in self.params.items()}
+        self.masters = {n: p if p.dtype == master_dtype(p.dtype) else p.detach().to(master_dtype(p.dtype)) for n, p in self.params.items()}
         for name, param in self.params.items():
             if self.masters[name] is not param:
                 param.register_post_accumulate_grad_hook(_adder(self.masters[name]))
@@ -42,8 +44,7 @@ class Optimizer:
 
     def step(self, lr: float) -> None:
         """One update at this learning rate, times each group's factor; gradients are cleared."""
-        for group in self.adam.param_groups:
-            group["lr"] = lr * group["scale"]
+        set_rate(self.adam, lr)
         self.adam.step()
         with torch.no_grad():
             for name, param in self.params.items():
@@ -68,19 +69,30 @@ class Optimizer:
     def entries(self, name: str) -> dict[str, Tensor]:
         """A parameter's master weight as `master`, and Adam's exp_avg, exp_avg_sq and step, once there are any."""
         master = self.masters[name]
-        return {"master": master, **self.adam.state.get(master, {})}
+        return {MASTER: master, **self.adam.state.get(master, {})}
 
     @torch.no_grad()
     def put(self, name: str, entries: dict[str, Tensor]) -> None:
         """Take copies of what `entries` gave."""
         master, param = self.masters[name], self.params[name]
-        master.copy_(entries["master"])
+        master.copy_(entries[MASTER])
         if master is not param:
             param.copy_(master)
-        moments = {n: x.to(master.device, copy=True) for n, x in entries.items() if n != "master"}
+        moments = {n: x.to(master.device, copy=True) for n, x in entries.items() if n != MASTER}
         self.adam.state.pop(master, None)
         if moments:
             self.adam.state[master] = moments
+
+
+def master_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of master weights, moments and sums of gradients, for weights of a dtype."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def set_rate(adam: torch.optim.Optimizer, lr: float) -> None:
+    """In each group of `adam_groups`, times its factor."""
+    for group in adam.param_groups:
+        group["lr"] = lr * group["scale"]
 
 
 def adam_groups(params: dict[str, Tensor], groups: dict[str, tuple[float, bool]], weight_decay: float, layerwise_lr: bool) -> list[dict]:

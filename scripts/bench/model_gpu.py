@@ -27,7 +27,7 @@ from rwkv.model.loss import LossModel  # noqa: E402
 from rwkv.model.rwkv import RWKV, count_parameters, initial_weights  # noqa: E402
 from rwkv.model.size import LoraRank, Size  # noqa: E402
 from rwkv.model.state import State  # noqa: E402
-from rwkv.training.optimizer import Optimizer  # noqa: E402
+from rwkv.training.optimizer import MASTER, Optimizer  # noqa: E402
 
 CTX, VOCAB, PEAK = 4096, 65536, 989e12  # of an H100 in bf16, dense
 AROUND = ("norm_mix", "wkv7_inputs", "wkv7_readout", "relu_squared", "cross_entropy_")
@@ -54,7 +54,7 @@ def measure(layers: int, width: int, rows: int, recompute: bool | str, plain: bo
     rwkv = rwkv.to_empty(device="cuda")
     optimizer = Optimizer(rwkv, rwkv.optimizer_groups(), betas=(0.9, 0.99), eps=1e-18, weight_decay=0.1)
     for name, weight in initial_weights(size, 0):
-        optimizer.put(name, {"master": weight})
+        optimizer.put(name, {MASTER: weight})
     run, settings = runner(LossModel(rwkv), True, recompute == "selective"), Settings(CTX, recompute=recompute is True)
     state = State.zeros(size, rows, torch.bfloat16, "cuda")
     times, losses = [], []

@@ -35,5 +35,5 @@ def compare(session: Session, display: Display, recent: list[tuple[int, float]])
 
 def bytes_between(session: Session, step: Step, summed: int) -> int:
     """Bytes that this rank passed to collectives in a step: `summed` as gradients by `Ranks`, or what its passes gathered and reduced."""
-    kind = session.cfg.strategy.kind
-    return summed if kind in ("auto", "ddp") else traffic_of(kind, session.work, session.ranks.world, *step.passes)
+    strategy = session.cfg.strategy
+    return summed if not strategy.sharded else traffic_of(strategy.kind, session.work, session.ranks.world, *step.passes)

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from rwkv.config.compose import tree_of
-from rwkv.config.schema import TrainConfig
+from rwkv.config.schema import WHOLE, TrainConfig
 from rwkv.training.environment import device_name
 from rwkv.training.metrics import read
 from rwkv.training.planning.machine import Asked, Machine
@@ -85,11 +85,9 @@ def traffic(kind: str, work: Work, world: int) -> int:
 def traffic_of(kind: str, work: Work, world: int, forwards: int, backwards: int) -> int:
     """The same of a step of so many passes without a graph and with one: of an all-reduce what is summed, of a gather what comes
     out, of a reduce-scatter what goes in, as each strategy gathers and sums. Losses and flags, some bytes, are not counted."""
-    if world == 1 and kind in ("auto", "ddp"):
-        return 0
     p, e, m = parameters(work.size), work.element, work.master
-    if kind in ("auto", "ddp"):
-        return p.total * m
+    if kind in WHOLE:
+        return p.total * m if world > 1 else 0
     if kind == "ds1":
         return p.total * (m + e)
     if kind.startswith("ds2"):

@@ -7,12 +7,14 @@ import math
 from dataclasses import dataclass
 
 from rwkv.bptt.states import place_of_inputs, place_of_states
+from rwkv.config.schema import WHOLE
 from rwkv.training.planning.chunk import Chunk, chunk_bytes
 from rwkv.training.planning.machine import CONTEXT, PROGRAM, PROGRAM_CUDA, Machine
 from rwkv.training.planning.work import Parameters, Work, parameters
 from rwkv.training.ranks import REDUCE_BYTES
 from rwkv.training.step import VAL_ROWS
 from rwkv.training.strategies import swap
+from rwkv.training.strategies.ds_config import zero_of
 
 CATEGORIES = ("weights", "masters", "gradients", "optimizer", "activations", "logits", "states", "buffers", "checkpoint", "program")
 BUCKET = 5 * 10**8  # elements: DeepSpeed's reduce_bucket_size
@@ -82,12 +84,12 @@ def shares(kind: str, params: Parameters, work: Work, world: int, cuda: bool) ->
     """
     n, e, m = params.total, work.element, work.master
     share = -(-n // world)
-    if kind in ("auto", "ddp"):
+    if kind in WHOLE:
         buffers = min(n * m, REDUCE_BYTES + params.largest * m) if world > 1 else 0
         return _held(n * e, n * m if e < m else 0, n * m, 2 * n * m, buffers), {}
     if kind == "fsdp":
         return _held(share * m, 0, share * m, 2 * share * m, params.unit * (3 * e + m)), {}
-    stage, where = int(kind[2]), kind[4:]
+    stage, where = zero_of(kind)
     bucket = (BUCKET if cuda else min(BUCKET, n)) * (m if stage == 1 else e) + (min(BUCKET, n) * m if e < m and stage > 1 else 0)
     if stage == 3:
         weights, gradients, buffers = share * e, share * m, bucket + min(LIVE, n) * e + params.unit * e

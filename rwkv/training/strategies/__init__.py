@@ -2,8 +2,9 @@
 
 from rwkv.config.schema import TrainConfig
 from rwkv.model.size import Size
+from rwkv.training.optimizer import MASTER
 from rwkv.training.ranks import Ranks
-from rwkv.training.strategies.base import MASTER, Strategy
+from rwkv.training.strategies.base import Strategy
 
 __all__ = ["MASTER", "Strategy", "build", "check"]
 

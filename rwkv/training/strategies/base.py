@@ -10,9 +10,8 @@ from rwkv.bptt.chunks import Eager
 from rwkv.config.schema import TrainConfig
 from rwkv.model.loss import LossModel
 from rwkv.model.size import Size
+from rwkv.training.optimizer import MASTER
 from rwkv.training.ranks import Ranks
-
-MASTER = "master"  # beside Adam's own entries: exp_avg, exp_avg_sq, step
 
 
 class Strategy(ABC):
@@ -39,9 +38,10 @@ class Strategy(ABC):
     @abstractmethod
     def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks): ...
 
-    @abstractmethod
     def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take whole weights by name, the same on every rank; Adam begins anew."""
+        for name, weight in weights:
+            self.put(name, {MASTER: weight})
 
     def last_pass(self, last: bool) -> None:
         """Whether the next pass is the step's last, told before each."""

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -26,11 +25,11 @@ from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import RWKV, Block
 from rwkv.model.size import Size
 from rwkv.model.state import DTYPES, State
-from rwkv.training.optimizer import adam_groups
+from rwkv.training.optimizer import MASTER, adam_groups, set_rate
 from rwkv.training.ranks import Ranks
 from rwkv.training.strategies import swap
-from rwkv.training.strategies.base import MASTER, Strategy
-from rwkv.training.strategies.ds_config import ELSEWHERE, ds_config
+from rwkv.training.strategies.base import Strategy
+from rwkv.training.strategies.ds_config import ELSEWHERE, ds_config, zero_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 REFUSED = "DeepSpeed refuses strategy.deepspeed"
@@ -44,11 +43,11 @@ class DeepSpeed(Strategy):
     def __init__(self, cfg: TrainConfig, size: Size, ranks: Ranks):
         deepspeed = _import(cfg.strategy.kind, ranks.device.type)
         os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.world), "LOCAL_RANK": str(ranks.fabric.local_rank)}
-        self.ranks, self.stage = ranks, int(cfg.strategy.kind[2])
+        self.ranks, (self.stage, where) = ranks, zero_of(cfg.strategy.kind)
         with torch.device("meta"):
             blank = RWKV(size)
         self.shapes = {n: p.shape for n, p in blank.named_parameters()}
-        settings = ds_config(cfg, swap.folder(cfg.strategy) if cfg.strategy.kind == "ds3_nvme" else None)
+        settings = ds_config(cfg, swap.folder(cfg.strategy) if where == "nvme" else None)
         if self.stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=settings):
                 rwkv = model_of(cfg, size)
@@ -81,10 +80,6 @@ class DeepSpeed(Strategy):
         if self.stage < 3:
             self.adam._lazy_init_hp_params_optimizer_state()
 
-    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        for name, weight in weights:
-            self.put(name, {MASTER: weight})
-
     def last_pass(self, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
 
@@ -98,8 +93,7 @@ class DeepSpeed(Strategy):
         return norm if norm >= 0 else math.nan
 
     def step(self, lr: float) -> None:
-        for group in self.adam.param_groups:
-            group["lr"] = lr * group["scale"]
+        set_rate(self.adam, lr)
         self.engine.step()
 
     def drop(self) -> None:
@@ -112,11 +106,8 @@ class DeepSpeed(Strategy):
 
         param = self.params[name]
         entries = {MASTER: safe_get_full_fp32_param(param), **{n: safe_get_full_optimizer_state(param, n) for n in MOMENTS}}
-        entries["step"] = self._steps()
+        entries["step"] = next(s["step"] for s in self.adam.state.values()).clone()
         return {n: x.detach().view(self.shapes[name] if x.dim() else ()) for n, x in entries.items() if wanted}
-
-    def _steps(self) -> Tensor:
-        return next(s["step"] for s in self.adam.state.values()).clone()
 
     def put(self, name: str, entries: dict[str, Tensor]) -> None:
         (self._put_sharded if self.stage == 3 else self._put_flat)(self.params[name], entries)

@@ -14,9 +14,14 @@ ELSEWHERE = {  # DeepSpeed's names of what has a setting here
 }  # fmt: skip
 
 
+def zero_of(kind: str) -> tuple[int, str]:
+    """Of strategy=ds*: (ZeRO's stage, what shares go to: "offload", the host; "nvme", a disk; "", neither)."""
+    return int(kind[2]), kind[4:]
+
+
 def ds_config(cfg: TrainConfig, swap_folder: Path | None = None) -> dict:
     """DeepSpeed's own settings, `strategy.deepspeed` among them. Raises ConfigError where it would contradict other settings."""
-    stage, where = int(cfg.strategy.kind[2]), cfg.strategy.kind[4:]
+    stage, where = zero_of(cfg.strategy.kind)
     zero: dict = {"stage": stage}
     if where:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cfg.strategy.accelerator != "cpu" and torch.cuda.is_available()}

@@ -2,7 +2,6 @@
 
 import warnings
 
-import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -11,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from rwkv.bptt.chunks import Eager
 from rwkv.config.schema import TrainConfig
 from rwkv.model.rwkv import RWKV
+from rwkv.training.optimizer import master_dtype
 from rwkv.training.strategies.whole import Whole
 
 
@@ -24,7 +24,7 @@ class Fsdp(Whole):
 
     def _place(self, rwkv: RWKV) -> RWKV:
         dtype = rwkv.emb.weight.dtype
-        master = torch.float32 if dtype == torch.bfloat16 else dtype
+        master = master_dtype(dtype)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=master, cast_forward_inputs=False)
         mesh = init_device_mesh(self.ranks.device.type, (self.ranks.world,))
         rwkv = rwkv.to(master)

@@ -1,7 +1,5 @@
 """strategy=auto, ddp: every rank holds the model and Adam whole; gradients are summed once a step."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,7 @@ from rwkv.model.size import Size
 from rwkv.model.state import DTYPES
 from rwkv.training.optimizer import Optimizer
 from rwkv.training.ranks import Ranks
-from rwkv.training.strategies.base import MASTER, Strategy
+from rwkv.training.strategies.base import Strategy
 
 
 class Whole(Strategy):
@@ -41,10 +39,6 @@ class Whole(Strategy):
 
     def _make_runner(self, cfg: TrainConfig) -> Eager:
         return runner(self.model, cfg.bptt.graphs, cfg.bptt.recompute == "selective")
-
-    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        for name, weight in weights:
-            self.put(name, {MASTER: weight})
 
     def clip(self, max_norm: float) -> float:
         self.ranks.sum_gradients(self.optimizer.grads())
