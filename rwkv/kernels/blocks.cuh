@@ -73,18 +73,26 @@ DEVICE void multiply(Sum& sum, const Block& a, const Right& b) {
     mma_16x8x16(*(float(*)[4])sum.x[1], a.x, b.x[2], b.x[3]);
 }
 
+DEVICE void multiply_fp16(Sum& sum, const Block& a, const Right& b) {
+    mma_16x8x16_fp16(*(float(*)[4])sum.x[0], a.x, b.x[0], b.x[1]);
+    mma_16x8x16_fp16(*(float(*)[4])sum.x[1], a.x, b.x[2], b.x[3]);
+}
+
 DEVICE Block rounded(const Sum& s) {
     return {{pack(s.x[0][0][0], s.x[0][0][1]), pack(s.x[0][1][0], s.x[0][1][1]), pack(s.x[1][0][0], s.x[1][0][1]), pack(s.x[1][1][0], s.x[1][1][1])}};
 }
 
+DEVICE Block rounded_fp16(const Sum& s) {
+    return {{pack_fp16(s.x[0][0][0], s.x[0][0][1]), pack_fp16(s.x[0][1][0], s.x[0][1][1]), pack_fp16(s.x[1][0][0], s.x[1][0][1]),
+             pack_fp16(s.x[1][1][0], s.x[1][1][1])}};
+}
+
 // What rounding took away, rounded.
+DEVICE unsigned rest(float x0, float x1, unsigned of) { return pack(x0 - low(of), x1 - high(of)); }
 DEVICE Block rest(const Sum& s, const Block& of) {
-    Sum r;
-    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int m = 0; m < 2; m++) {
-        unsigned x = of.x[2 * n + m];
-        r.x[n][m][0] = s.x[n][m][0] - low(x), r.x[n][m][1] = s.x[n][m][1] - high(x);
-    }
-    return rounded(r);
+    Block r;
+    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int m = 0; m < 2; m++) r.x[2 * n + m] = rest(s.x[n][m][0], s.x[n][m][1], of.x[2 * n + m]);
+    return r;
 }
 
 template <int COLUMNS>

@@ -67,6 +67,13 @@ DEVICE void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsi
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same of fp16.
+DEVICE void mma_16x8x16_fp16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 DEVICE float from_lane(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE float from_lane_below(float x, int distance) { return __shfl_up_sync(0xffffffffu, x, distance); }
 DEVICE float from_lane_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
@@ -77,6 +84,11 @@ DEVICE int highest_bit(unsigned x) { return 31 - __clz(x); }
 DEVICE unsigned pack(float low, float high) {  // rounded to nearest even
     unsigned x;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+    return x;
+}
+DEVICE unsigned pack_fp16(float low, float high) {
+    unsigned x;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
     return x;
 }
 DEVICE float low(unsigned x) { return __uint_as_float(x << 16); }

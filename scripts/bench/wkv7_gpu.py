@@ -1,7 +1,9 @@
-"""WKV-7 in Triton on a GPU: errors against fp64, times against the chunked form, and the time of each kernel.
+"""WKV-7 on a GPU: errors against fp64, times beside the chunked form and other packages, and the time of each kernel.
 
-    PYTHONPATH=. python3 scripts/bench/wkv7_gpu.py [--write results.json] [--variants [WORD]] [--seconds 85]
+    PYTHONPATH=. python3 scripts/bench/wkv7_gpu.py [--write results.json] [--variants [WORD ...]] [--peers FILE.py] [--seconds 85]
 
+flash-linear-attention is timed if its ops are installed (`pip install fla-core`), with few of the settings that it tries by itself;
+others are what `PEERS` of the file given has: names, and functions of r, w, k, v, a, b, state as `wkv7` takes them, to y and state.
 Every measurement stands alone: one that fails prints its error, and those that would begin after --seconds are left out.
 """
 
@@ -9,7 +11,9 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import importlib.util
 import json
+import runpy
 import statistics
 import subprocess
 import sys
@@ -32,9 +36,9 @@ CHECKS = {
     "bf16 resets, T=1000": (torch.bfloat16, 1000, "mixed", True),
     "bf16 fast decay": (torch.bfloat16, 4096, "fast", False),
     "bf16 slow decay": (torch.bfloat16, 4096, "slow", False),
+    "bf16 slow decay, T=65536": (torch.bfloat16, 65536, "slow", False, 1, 1),
     "bf16 one key": (torch.bfloat16, 4096, "one key", False),
-    "bf16, all that are CUDA's": (torch.bfloat16, 4096, "mixed", False, 2, 2, {"cuda": ("chunk_factors", "gradients")}),
-    "bf16 resets, T=1000, all that are CUDA's": (torch.bfloat16, 1000, "mixed", True, 2, 2, {"cuda": ("chunk_factors", "gradients")}),
+    "bf16, none that is CUDA's": (torch.bfloat16, 4096, "mixed", False, 2, 2, {"cuda": (), "fused_chain": (False, False)}),
     "bf16 T=1": (torch.bfloat16, 1, "mixed", False),
     "bf16 B=50 H=4 T=500": (torch.bfloat16, 500, "mixed", True, 50, 4),
     "fp32": (torch.float32, 4096, "mixed", False),
@@ -46,14 +50,13 @@ CHECKS = {
 # changes to the plan, tried on VARIANT_SHAPES, a fused chain on all; each is compiled in a process of its own beforehand
 VARIANTS = {
     "as planned": {},
-    "all that are CUDA's": {"cuda": ("chunk_factors", "gradients")},
     "none that is CUDA's": {"cuda": ()},
-    "fused chain": {"fused_chain": True},
-    "fused chain 16 rows": {"fused_chain": True, "rows": 16},
-    "fused chain 16 rows, 3 stages": {"fused_chain": True, "rows": 16, "chain": (16, 3)},
-    "fused chain 32 rows": {"fused_chain": True, "rows": 32},
-    "fused chain 32 rows, 3 stages": {"fused_chain": True, "rows": 32, "chain": (16, 3)},
-    "fused chain 64 rows, 3 stages": {"fused_chain": True, "rows": 64, "chain": (16, 3)},
+    "chain by itself": {"fused_chain": (False, False)},
+    "fused chain 16 rows": {"fused_chain": (True, True), "rows": 16, "chain": (16, 4)},
+    "fused chain 32 rows": {"fused_chain": (True, True), "rows": 32, "chain": (16, 3)},
+    "fused chain 32 rows of one warp": {"fused_chain": (True, True), "rows": 32, "chain": (32, 3)},
+    "fused chain 64 rows": {"fused_chain": (True, True), "rows": 64, "chain": (16, 3)},
+    "fused chain 64 rows, 2 stages": {"fused_chain": (True, True), "rows": 64, "chain": (16, 2)},
     "4 warps, any registers": {"factors": (4, None), "gradients": (4, None)},
     "4 warps, 128 registers": {"factors": (4, 128), "gradients": (4, 128), "small": (2, None)},
     "8 warps, 128 registers": {"factors": (8, 128), "gradients": (8, 128), "small": (8, None)},
@@ -76,7 +79,8 @@ VARIANT_SHAPES = [(8, 4096, 32), (1, 4096, 12)]
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", help="a JSON file for the results")
-    parser.add_argument("--variants", nargs="?", const="", metavar="WORD", help="try other plans too, those with WORD in their names")
+    parser.add_argument("--variants", nargs="*", metavar="WORD", help="try other plans too: all, or those with a WORD in their names")
+    parser.add_argument("--peers", metavar="FILE", help="a Python file with other packages' kernels as PEERS")
     parser.add_argument("--seconds", type=float, default=85)
     parser.add_argument("--warm", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -87,7 +91,8 @@ def main():
     device = torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}, CUDA {torch.version.cuda}, {datetime.date.today()}", flush=True)
     results = {"device": device, "date": str(datetime.date.today()), "torch": torch.__version__}
-    variants = {} if args.variants is None else {name: changes for name, changes in VARIANTS.items() if args.variants in name}
+    words = [""] if args.variants == [] else args.variants or []
+    variants = {name: changes for name, changes in VARIANTS.items() if any(word in name for word in words)}
     compile_ahead({"as planned": {}} | variants)
     results["errors"] = section("errors", CHECKS.items(), check, args.seconds)
     results["ms"] = section("ms", [(str(s), s) for s in SHAPES], speed, args.seconds)
@@ -96,6 +101,8 @@ def main():
         tried = [(s, v) for s in SHAPES for v, changes in variants.items() if s in VARIANT_SHAPES or "fused_chain" in changes]
         todo = [(f"{v}, {s}", (s, variants[v])) for s, v in tried]
         results["variants"] = section("variants", todo, kernels, args.seconds)
+    others = fla_peers() | (runpy.run_path(args.peers)["PEERS"] if args.peers else {})
+    results["peers"] = section("peers", [(f"{name}, {s}", (fn, s)) for s in SHAPES for name, fn in others.items()], peer, args.seconds)
     print(f"{time.perf_counter() - START:.0f} s")
     if args.write:
         with open(args.write, "w") as f:
@@ -124,6 +131,7 @@ def section(title, todo, measure, seconds):
 HEADERS = {
     "errors": "relative L2 distance to the chunked form in fp64",
     "ms": "bf16, median milliseconds: forward, forward + backward, the same replayed as a CUDA graph, the chunked form",
+    "peers": "the same of other packages",
     "kernels": "milliseconds of each kernel alone, bf16; the two of the chain are forward and backward",
     "variants": "the same with other plans",
 }
@@ -184,6 +192,48 @@ def speed(B, T, H):
     if B * T * H <= 2**19:  # larger ones do not fit, or take seconds
         out["chunked"] = median_ms(lambda: both(wkv7_chunked), most=5)
         out["ratio"] = out["chunked"] / out["fwd+bwd"]
+    return out
+
+
+def fla_peers():
+    """flash-linear-attention's forms, if it is installed: as its layer calls it, and keeping more for the backward."""
+    if importlib.util.find_spec("fla") is None:
+        return {}
+    import triton
+
+    tune = triton.autotune
+    triton.autotune = lambda configs, key, **more: tune([c for c in configs if c.num_warps in (2, 4)][:4] or configs[:4], key, **more)
+    try:
+        from fla.ops.rwkv7 import chunk_rwkv7
+    finally:
+        triton.autotune = tune
+
+    def form(more):
+        def run(r, w, k, v, a, b, state):  # it takes the logarithm of the decay, for which it is not charged: any will do
+            settings = {"scale": 1.0, "safe_gate": True, "lower_bound": -0.6065306597126334, "chunk_size": 64} | more
+            return chunk_rwkv7(r, w, k, v, a, b, initial_state=state, output_final_state=True, **settings)
+
+        return run
+
+    return {"fla": form({}), "fla, keeping more": form({"disable_recompute": True})}
+
+
+def peer(fn, shape):
+    """As `speed`. All get the logarithm of a decay in place of w."""
+    x, _, (dy, ds) = make_inputs(*shape)
+    x[1] = -0.6065306597126334 * torch.sigmoid(x[1])
+
+    def both():
+        leaves = [t.detach().requires_grad_() for t in x]
+        y, s = fn(*leaves)
+        torch.autograd.grad([y, s], leaves, [dy, ds.to(s.dtype)])
+
+    out = {"fwd": median_ms(lambda: fn(*x)), "fwd+bwd": median_ms(both)}
+    with contextlib.suppress(RuntimeError):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            both()
+        out["graph"] = median_ms(graph.replay)
     return out
 
 

@@ -36,8 +36,8 @@ KERNEL(WARPS * 32, 4)
 chunk_factors(
     const bf16* r, const bf16* w, const bf16* k, const bf16* v, const bf16* a, const bf16* b, const byte* reset, bf16* P, bf16* Q, float* D,
     bf16* Rw, bf16* Y0, bf16* Ti, int n, int G, int H, int T) {
-    const Tile<N> tw{0}, At{SLAB}, Rt{2 * SLAB}, Bt{3 * SLAB}, Kt{4 * SLAB}, V{5 * SLAB}, Bh{6 * SLAB}, Kh{7 * SLAB};
-    const Tile<C> inverse{8 * SLAB}, Mak{8 * SLAB + SCORES}, Mrb{8 * SLAB + 2 * SCORES}, Mrk{8 * SLAB + 3 * SCORES};
+    const Tile<N> tw{0}, At{SLAB}, Rt{2 * SLAB}, Bt{3 * SLAB}, Kt{4 * SLAB}, V{5 * SLAB}, Bh{6 * SLAB}, Kh{7 * SLAB}, Bh_fp16{8 * SLAB}, Kh_rest{9 * SLAB};
+    const Tile<C> inverse{10 * SLAB}, Mak{inverse.start + SCORES}, Mrb{inverse.start + 2 * SCORES}, Mrk{inverse.start + 3 * SCORES};
 
     const Place place(n, G, H, T);
     const long long tile = place.tile, stride = place.stride, at = place.at;
@@ -68,7 +68,7 @@ chunk_factors(
         UNROLL for (int q = 0; q < 2; q++) {
             const int t = 16 * m + 8 * q + row_of_lane();
             const bool first = segments.first & 1u << t, last = segments.last & 1u << t;
-            Eight bh, kh;
+            Eight bh, kh, bh_fp16, kh_rest;
             UNROLL for (int n = 0; n < 2; n++) {
                 const int i = 2 * n + q;
                 const float(&l)[2] = L[m].x[n][q], (&p)[2] = before[m].x[n][q];
@@ -76,12 +76,13 @@ chunk_factors(
                 const float h0 = last ? i0 * decay[n][0] : 0, h1 = last ? i1 * decay[n][1] : 0;
                 rw[m].x[n][q][0] = first ? r0 : 0, rw[m].x[n][q][1] = first ? r1 : 0;
                 a.x[i] = scaled(a.x[i], exp2_fast(p[0]), exp2_fast(p[1])), r.x[i] = pack(r0, r1);
-                bh.x[n] = scaled(b.x[i], h0, h1), kh.x[n] = scaled(k.x[i], h0, h1);
+                const float b0 = low(b.x[i]) * h0, b1 = high(b.x[i]) * h1, k0 = low(k.x[i]) * h0, k1 = high(k.x[i]) * h1;
+                bh.x[n] = pack(b0, b1), bh_fp16.x[n] = pack_fp16(b0, b1), kh.x[n] = pack(k0, k1), kh_rest.x[n] = rest(k0, k1, kh.x[n]);
                 b.x[i] = scaled(b.x[i], i0, i1), k.x[i] = scaled(k.x[i], i0, i1);
             }
             // of each 32 channels, 8 j + 2 i + e is at 8 i + 2 j + e: in a product's sums, 8 successive channels are then of one lane
             const int at = warp / 2 * 32 + lane() % 4 * 8 + warp % 2 * 4;
-            *(Eight*)Bh.at(t, at) = bh, *(Eight*)Kh.at(t, at) = kh;
+            *(Eight*)Bh.at(t, at) = bh, *(Eight*)Bh_fp16.at(t, at) = bh_fp16, *(Eight*)Kh.at(t, at) = kh, *(Eight*)Kh_rest.at(t, at) = kh_rest;
         }
         store(At, 16 * m, own, a), store(Rt, 16 * m, own, r), store(Bt, 16 * m, own, b), store(Kt, 16 * m, own, k);
     }
@@ -101,7 +102,7 @@ chunk_factors(
     M.store_to({inverse.start + task * SCORES});
     block_barrier();
 
-    Block W[2], U0[2], vT[2];  // transposed
+    Block W[2], W_fp16[2], U0[2], vT[2];  // transposed
     {
         Sum w[2] = {}, u[2] = {}, x[2] = {};
         Block aT[2], xT[2];
@@ -114,7 +115,7 @@ chunk_factors(
         }
         UNROLL for (int m = 0; m < 2; m++) {
             mask(w[m], 0, 16 * m, [&](int) { return segments.first; });
-            W[m] = rounded(w[m]), U0[m] = rounded(u[m]);
+            W[m] = rounded(w[m]), W_fp16[m] = rounded_fp16(w[m]), U0[m] = rounded(u[m]);
         }
     }
     UNROLL for (int i = 0; i < 2; i++) {
@@ -128,10 +129,12 @@ chunk_factors(
     UNROLL for (int x = 0; x < N; x += 32) {
         Sum p[2] = {}, q[2] = {};
         UNROLL for (int n = 0; n < 2; n++) UNROLL for (int m = 0; m < 2; m++) {
-            const Right bh = load_right_transposed(Bh, 16 * m, x + 16 * n), kh = load_right_transposed(Kh, 16 * m, x + 16 * n);
-            multiply(p[n], W[m], bh), multiply(q[n], U0[m], bh), multiply(q[n], vT[m], kh);
+            multiply_fp16(p[n], W_fp16[m], load_right_transposed(Bh_fp16, 16 * m, x + 16 * n));
+            multiply(q[n], U0[m], load_right_transposed(Bh, 16 * m, x + 16 * n));
+            multiply(q[n], vT[m], load_right_transposed(Kh, 16 * m, x + 16 * n));
+            multiply(q[n], vT[m], load_right_transposed(Kh_rest, 16 * m, x + 16 * n));
         }
-        const Block ps[2] = {rounded(p[0]), rounded(p[1])}, qs[2] = {rounded(q[0]), rounded(q[1])};
+        const Block ps[2] = {rounded_fp16(p[0]), rounded_fp16(p[1])}, qs[2] = {rounded(q[0]), rounded(q[1])};
         UNROLL for (int m = 0; m < 2; m++) {
             const long long to = tile * SQUARE + (own + 8 * m + row_of_lane()) * N + x + lane() % 4 * 8;
             *(Sixteen*)(P + to) = {{ps[0].x[m], ps[0].x[2 + m], ps[1].x[m], ps[1].x[2 + m]}};

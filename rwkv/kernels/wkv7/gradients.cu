@@ -27,6 +27,7 @@ gradients(
         state{11 * SLAB}, grad{11 * SLAB + SQUARE};
     const Tile<C> inverse{11 * SLAB + 2 * SQUARE}, Mak{inverse.start + SCORES}, Mrb{inverse.start + 2 * SCORES}, Mrk{inverse.start + 3 * SCORES};
     const Tile<C> dMab{Bh.start}, dMak{Bh.start + SCORES}, dMrb{Bh.start + 2 * SCORES}, dMrk{Bh.start + 3 * SCORES};  // once Bh and Kh are used
+    const Tile<N> At_rest{U.start}, Bh_rest{X.start};  // what rounding takes away, before U and X are made: a tenth to a half less error in da and db
 
     const Place place(n, G, H, T);
     const long long tile = place.tile, stride = place.stride, at = place.at;
@@ -57,18 +58,19 @@ gradients(
         sum_decays(tw, own, live, before, L);
         UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) decay[n][e] = exp2_fast(from_lane(L[1].x[n][1][e], 28 + lane() % 4));
         UNROLL for (int m = 0; m < 2; m++) {
-            Block a = load(At, 16 * m, own), r = load(Rt, 16 * m, own), b = load(Bt, 16 * m, own), k = load(Kt, 16 * m, own), bh, kh;
+            Block a = load(At, 16 * m, own), r = load(Rt, 16 * m, own), b = load(Bt, 16 * m, own), k = load(Kt, 16 * m, own), bh, kh, a_rest, bh_rest;
             UNROLL for (int n = 0; n < 2; n++) UNROLL for (int q = 0; q < 2; q++) {
                 const int i = 2 * n + q;
                 const bool last = segments.last & 1u << (16 * m + 8 * q + row_of_lane());
                 const float(&l)[2] = L[m].x[n][q], (&p)[2] = before[m].x[n][q];
                 const float i0 = exp2_fast(-l[0]), i1 = exp2_fast(-l[1]), h0 = last ? i0 * decay[n][0] : 0, h1 = last ? i1 * decay[n][1] : 0;
-                a.x[i] = scaled(a.x[i], exp2_fast(p[0]), exp2_fast(p[1])), r.x[i] = scaled(r.x[i], exp2_fast(l[0]), exp2_fast(l[1]));
-                bh.x[i] = scaled(b.x[i], h0, h1), kh.x[i] = scaled(k.x[i], h0, h1);
+                const float a0 = low(a.x[i]) * exp2_fast(p[0]), a1 = high(a.x[i]) * exp2_fast(p[1]), b0 = low(b.x[i]) * h0, b1 = high(b.x[i]) * h1;
+                a.x[i] = pack(a0, a1), a_rest.x[i] = rest(a0, a1, a.x[i]), r.x[i] = scaled(r.x[i], exp2_fast(l[0]), exp2_fast(l[1]));
+                bh.x[i] = pack(b0, b1), bh_rest.x[i] = rest(b0, b1, bh.x[i]), kh.x[i] = scaled(k.x[i], h0, h1);
                 b.x[i] = scaled(b.x[i], i0, i1), k.x[i] = scaled(k.x[i], i0, i1);
             }
             store(At, 16 * m, own, a), store(Rt, 16 * m, own, r), store(Bt, 16 * m, own, b), store(Kt, 16 * m, own, k);
-            store(Bh, 16 * m, own, bh), store(Kh, 16 * m, own, kh);
+            store(Bh, 16 * m, own, bh), store(Kh, 16 * m, own, kh), store(At_rest, 16 * m, own, a_rest), store(Bh_rest, 16 * m, own, bh_rest);
         }
     }
     copies_done<0>();
@@ -79,8 +81,8 @@ gradients(
         const Block s = load(state, own, x), g = load(grad, own, x);
         const Right gs = load_right(grad, own, x);
         UNROLL for (int m = 0; m < 2; m++) {
-            multiply(UT[m], s, load_right(At, 16 * m, x));
-            multiply(XT[m], g, load_right(Bh, 16 * m, x));
+            multiply(UT[m], s, load_right(At, 16 * m, x)), multiply(UT[m], s, load_right(At_rest, 16 * m, x));
+            multiply(XT[m], g, load_right(Bh, 16 * m, x)), multiply(XT[m], g, load_right(Bh_rest, 16 * m, x));
             multiply(dV[m], load(Kh, 16 * m, x), gs);
         }
     }
@@ -156,13 +158,15 @@ gradients(
     UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 2; e++) UNROLL for (int m = 4; m < 32; m *= 2) whole[n][e] += from_lane_xor(whole[n][e], m);
     block_barrier();
 
-    UNROLL for (int i = 0; i < 2; i++) UNROLL for (int j = 0; j <= i; j++) {
-        const Right bt = load_right_transposed(Bt, 16 * j, own), kt = load_right_transposed(Kt, 16 * j, own);
-        multiply(dA[i], load(dMab, 16 * i, 16 * j), bt), multiply(dA[i], load(dMak, 16 * i, 16 * j), kt);
-        multiply(dR[i], load(dMrb, 16 * i, 16 * j), bt), multiply(dR[i], load(dMrk, 16 * i, 16 * j), kt);
+    UNROLL for (int i = 0; i < 2; i++) {
         const Right at = load_right_transposed(At, 16 * i, own), rt = load_right_transposed(Rt, 16 * i, own);
-        multiply(dB[j], load_transposed(dMab, 16 * i, 16 * j), at), multiply(dB[j], load_transposed(dMrb, 16 * i, 16 * j), rt);
-        multiply(dK[j], load_transposed(dMak, 16 * i, 16 * j), at), multiply(dK[j], load_transposed(dMrk, 16 * i, 16 * j), rt);
+        UNROLL for (int j = 0; j <= i; j++) {
+            const Right bt = load_right_transposed(Bt, 16 * j, own), kt = load_right_transposed(Kt, 16 * j, own);
+            multiply(dA[i], load(dMab, 16 * i, 16 * j), bt), multiply(dA[i], load(dMak, 16 * i, 16 * j), kt);
+            multiply(dR[i], load(dMrb, 16 * i, 16 * j), bt), multiply(dR[i], load(dMrk, 16 * i, 16 * j), kt);
+            multiply(dB[j], load_transposed(dMab, 16 * i, 16 * j), at), multiply(dB[j], load_transposed(dMrb, 16 * i, 16 * j), rt);
+            multiply(dK[j], load_transposed(dMak, 16 * i, 16 * j), at), multiply(dK[j], load_transposed(dMrk, 16 * i, 16 * j), rt);
+        }
     }
 
     // `late` and `all` gather the gradient of L as `late` and `both` in triton_kernels.py. Gradients take the place of what they are of.
@@ -199,7 +203,7 @@ gradients(
     }
     warp_barrier();
     UNROLL for (int m = 0; m < 2; m++) {
-        const int t = lane() / 2 + 16 * m, x = own + lane() % 2 * 8;
+        const int row = lane() / 2, t = 16 * m + row / 8 * 8 + row % 4 * 2 + row / 4 % 2, x = own + lane() % 2 * 8;  // of 4 rows that are read at a time, no two use a bank
         auto write = [&](bf16* to, Tile<N> from) { *(Sixteen*)(to + at + t * stride + x) = *(const Sixteen*)from.at(t, x); };
         if (t < live) write(dr, Rt), write(dw, tw), write(dk, Kt), write(dv, V), write(da, At), write(db, Bt);
     }

@@ -1,7 +1,7 @@
 """WKV-7 on a GPU through Triton: bf16, fp16 and fp32, any T, exact gradients of every input and of the state.
 
 Legend: n chunks, G = B*H, C tokens a chunk, N head size. `triton_kernels.py` has the math of P, Q, D, Rw, Y0 and Ti.
-Kept for the backward: the inputs, and for each chunk S, P [N, N], Rw [C, N] and Ti [C, C] in the dtype of the products;
+Kept for the backward: the inputs, and for each chunk S, P [N, N], Rw [C, N] and Ti [C, C] in the dtype of the products, P in a finer one;
 with `Plan.recompute`, or selective recomputation (`rwkv.kernels.again`), only S.
 """
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from rwkv.errors import KernelError
 from rwkv.kernels import again, cuda, gpu
 
-# Kernels of triton_kernels.py again, for bf16, chunks of 32 and heads of 64. Where one cannot be had, Triton's runs; gradients takes 0.7 of its time.
+# Kernels of triton_kernels.py again, for bf16, chunks of 32 and heads of 64, in 0.6 and 0.5 of their time on an H200. Where one cannot be
+# had, Triton's runs.
 CHUNK, HEAD, WARPS = 32, 64, 4
 SLAB, SQUARE, SCORES = CHUNK * HEAD, HEAD * HEAD, CHUNK * CHUNK
-FACTORS = cuda.Kernel(Path(__file__).with_name("chunk_factors.cu"), shared=2 * (8 * SLAB + 4 * SCORES), threads=32 * WARPS)
+FACTORS = cuda.Kernel(Path(__file__).with_name("chunk_factors.cu"), shared=2 * (10 * SLAB + 4 * SCORES), threads=32 * WARPS)
 GRADIENTS = cuda.Kernel(Path(__file__).with_name("gradients.cu"), shared=2 * (11 * SLAB + 2 * SQUARE + 4 * SCORES), threads=32 * WARPS)
 
 # larger ones do not fit in the registers
@@ -72,19 +73,25 @@ class Plan:
     factors: tuple[int, int | None] = (4, None)  # warps of chunk_factors, and its most registers a thread
     gradients: tuple[int, int | None] = (4, None)  # the same of gradients
     small: tuple[int, int | None] = (4, None)  # the same of outputs and chain_source
-    cuda: tuple[str, ...] = ("gradients",)  # the kernels that are CUDA's where they can be; chunk_factors has not been timed
+    cuda: tuple[str, ...] = ("chunk_factors", "gradients")  # the kernels that are CUDA's where they can be
     chain: tuple[int, int] = (16, 4)  # rows of the state a warp, and chunks loaded ahead + 1; a warp alone waits for no other
-    fused_chain: bool = False  # it does the work of outputs and chain_source: fewer bytes in all, more time a chunk
+    fused_chain: tuple[bool, bool] = (False, False)  # forward and backward: does the work of outputs, of chain_source: fewer bytes, more time a chunk
+
+    @property
+    def finer(self) -> torch.dtype:
+        """Of P: where keys repeat it is the same in all chunks, and its error adds up. It stands beside 1, so fp16 holds all of it that matters."""
+        return torch.float16 if self.dot == torch.bfloat16 else self.dot
 
 
 def plan(r: Tensor) -> Plan:
     """For inputs like `r`."""
     B, _, H, N = r.shape
-    rows = 16 if B * H <= 128 or N == 16 else 32
+    few = B * H <= 128
+    rows = 16 if few or N == 16 else 32
     if r.dtype == torch.bfloat16:
         if N == 128:
             return Plan(32, torch.bfloat16, "tf32", rows, factors=(8, None), gradients=(8, None), chain=(16, 3))
-        return Plan(32, torch.bfloat16, "tf32", rows, factors=(2, None))
+        return Plan(32, torch.bfloat16, "tf32", rows, factors=(2, None), chain=(16, 4 if few else 3), fused_chain=(B * H > 16, True))
     # fp16 as fp32: it cannot hold 1/decay^C, and the GPU truncates to tf32, which errs to one side
     return Plan(16, torch.float32, "tf32x3", rows, gradients=(8, None), chain=(16, 3))
 
@@ -94,12 +101,13 @@ def _forward(inputs, state, reset, keep):
     inputs = [x.contiguous() for x in inputs]
     r, state, flags = inputs[0], state.contiguous(), gpu.flags(reset)
     go = _Launch(r, flags)
-    S = go.tile(go.N, go.N) if keep or not go.plan.fused_chain else None
+    fused = go.plan.fused_chain[0]
+    S = go.tile(go.N, go.N) if keep or not fused else None
     y, last = torch.empty_like(r), torch.empty_like(state)
     recompute = go.plan.recompute or again.selecting()
     with gpu.on_device_of(r):
         P, Q, D, Rw, Y0, Ti = _factors(go, inputs, keep and not recompute)
-        if go.plan.fused_chain:
+        if fused:
             go.chain(P, Q, D, state, S, last, Rw, Y0, y)
         else:
             go.chain(P, Q, D, state, S, last)
@@ -111,7 +119,7 @@ def _forward(inputs, state, reset, keep):
 def _factors(go, inputs, keep):
     """P, Q, D, Rw, Y0 and, if `keep`, Ti."""
     C, N = go.plan.chunk, go.N
-    P, Q, Rw, Y0 = go.tile(N, N), go.tile(N, N), go.tile(C, N), go.tile(C, N)
+    P, Q, Rw, Y0 = go.tile(N, N, dtype=go.plan.finer), go.tile(N, N), go.tile(C, N), go.tile(C, N)
     D, Ti = torch.empty(go.G, go.n, N, dtype=torch.float32, device=P.device), go.tile(C, C) if keep else P
     if go.in_cuda(FACTORS):
         go.blocks(FACTORS, *inputs, go.reset_flags, P, Q, D, Rw, Y0, Ti if keep else None)
@@ -133,7 +141,7 @@ def _backward(kept, dy, dlast):
     with gpu.on_device_of(r):
         if P is None:
             P, _, D, Rw, _, Ti = _factors(go, inputs, keep=True)
-        if go.plan.fused_chain:
+        if go.plan.fused_chain[1]:
             go.chain(P, None, D, dlast, Gr, dstate, Rw, dy=dy, REVERSE=True)
         else:
             Q = go.tile(N, N)
@@ -157,8 +165,8 @@ class _Launch:
         self.flags, self.reset = (r, False) if flags is None else (flags, True)
         self.common = {"N": self.N, "C": self.plan.chunk, "PREC": self.plan.prec, "DOT": self.plan.dot}
 
-    def tile(self, *shape: int) -> Tensor:
-        return torch.empty(self.G, self.n, *shape, dtype=self.plan.dot, device=self.like.device)
+    def tile(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(self.G, self.n, *shape, dtype=dtype or self.plan.dot, device=self.like.device)
 
     def chunks(self, name: str, *args, **constants):
         """One program for each chunk of each head."""

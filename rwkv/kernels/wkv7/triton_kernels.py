@@ -30,6 +30,12 @@ def _log2_decay(w, at, live):
 
 
 @triton.jit
+def _rest(x, DOT: tl.constexpr):
+    """What rounding to DOT takes away."""
+    return x - x.to(DOT).to(tl.float32)
+
+
+@triton.jit
 def _unit_lower_inverse(M, C: tl.constexpr, DOT: tl.constexpr, PREC: tl.constexpr):
     """(I - M)^-1 [C, C] of strictly lower triangular M: inverses of diagonal blocks, merged to twice the size each time.
 
@@ -66,24 +72,39 @@ def chunk_factors(
     At, Rt = load(a, at, live) * exp2_fast(L - lw), load(r, at, live) * exp2_fast(L)
     Bt, Kt = (raw_b * exp2_fast(-L)).to(DOT), (raw_k * exp2_fast(-L)).to(DOT)
     to_end = tl.where(last, exp2_fast(total[None, :] - L), 0.0)
-    Bh, Kh = (raw_b * to_end).to(DOT), (raw_k * to_end).to(DOT)
+    Bh, Kh = raw_b * to_end, raw_k * to_end
     V = load(v, at, live).to(DOT)
 
     inverse = _unit_lower_inverse(tl.where((i > j) & same, dot(At, tl.trans(Bt), DOT, PREC), 0.0), C, DOT, PREC)
-    W = dot(inverse, tl.where(first, At, 0.0), DOT, PREC).to(DOT)
+    W = dot(inverse, tl.where(first, At, 0.0), DOT, PREC)
     Mrb = tl.where((i >= j) & same, dot(Rt, tl.trans(Bt), DOT, PREC), 0.0).to(DOT)
     Mak = tl.where((i > j) & same, dot(At, tl.trans(Kt), DOT, PREC), 0.0)
     Mrk = tl.where((i >= j) & same, dot(Rt, tl.trans(Kt), DOT, PREC), 0.0)
     U0 = dot(inverse, dot(Mak, V, DOT, PREC), DOT, PREC).to(DOT)
 
     square = tile * (N * N) + y[:, None] * N + x[None, :]
-    tl.store(P + square, dot(tl.trans(W), Bh, DOT, PREC))
-    tl.store(Q + square, dot(tl.trans(U0), Bh, DOT, PREC) + dot(tl.trans(V), Kh, DOT, PREC))
+    tl.store(P + square, dot(tl.trans(W), Bh, P.dtype.element_ty, PREC))
+    source = dot(tl.trans(U0), Bh, DOT, PREC) + dot(tl.trans(V), Kh, DOT, PREC)
+    if DOT == tl.bfloat16:
+        source += dot(tl.trans(V), _rest(Kh, DOT), DOT, PREC)
+    tl.store(Q + square, source)
     slab = tile * (C * N) + t[:, None] * N + x[None, :]
     tl.store(Rw + slab, tl.where(first, Rt, 0.0) + dot(Mrb, W, DOT, PREC))
     tl.store(Y0 + slab, dot(Mrb, U0, DOT, PREC) + dot(Mrk, V, DOT, PREC))
     if KEEP:
         tl.store(Ti + tile * (C * C) + i * C + j, inverse)
+
+
+@triton.jit
+def _times(x, y, PREC: tl.constexpr):
+    """x y. Where y is fp16, so is x, its rows divided by powers of 2 near their largest: three digits more than bf16 has, of any size."""
+    if y.dtype == tl.float16:
+        exponent = tl.max(tl.abs(x), 1).to(tl.int32, bitcast=True) & 0x7F800000
+        size, inverse = exponent.to(tl.float32, bitcast=True), (0x7F000000 - exponent).to(tl.float32, bitcast=True)
+        product = tl.dot((x * inverse[:, None]).to(tl.float16), y) * size[:, None]
+    else:
+        product = tl.dot(x, y, input_precision=PREC)
+    return product
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -120,7 +141,7 @@ def chain(
             Y = tl.load(Y0 + tile * (C * N) + t[:, None] * N + v[None, :]).to(tl.float32)
             Y = tl.dot(tl.load(Rw + tile * (C * N) + slab), tl.trans(state.to(DOT)), Y, input_precision=PREC)
             tl.store(y + at0 + t[:, None] * (H * N) + v[None, :], Y, mask=(c * C + t < T)[:, None])
-        state = tl.dot(state.to(DOT), p, state * d[None, :] + q, input_precision=PREC)
+        state = state * d[None, :] + q + _times(state, p, PREC)
     tl.store(out + g * (N * N) + rows, state)
 
 
@@ -167,20 +188,25 @@ def gradients(
     lw = _log2_decay(w, at, live)
     L, total = tl.cumsum(lw, 0), tl.sum(lw, 0)
     raw_b, raw_k = load(b, at, live), load(k, at, live)
-    At, Rt = (load(a, at, live) * exp2_fast(L - lw)).to(DOT), (load(r, at, live) * exp2_fast(L)).to(DOT)
-    Bt, Kt = (raw_b * exp2_fast(-L)).to(DOT), (raw_k * exp2_fast(-L)).to(DOT)
+    a_start, Rt = load(a, at, live) * exp2_fast(L - lw), (load(r, at, live) * exp2_fast(L)).to(DOT)
+    At, Bt, Kt = a_start.to(DOT), (raw_b * exp2_fast(-L)).to(DOT), (raw_k * exp2_fast(-L)).to(DOT)
     to_end = tl.where(last, exp2_fast(total[None, :] - L), 0.0)
-    Bh, Kh = (raw_b * to_end).to(DOT), (raw_k * to_end).to(DOT)
+    Bh, Kh = raw_b * to_end, (raw_k * to_end).to(DOT)
     V, dY = load(v, at, live).to(DOT), load(dy, at, live).to(DOT)
     state, grad = tl.load(S + square), tl.load(Gr + square)
     inverse = tl.load(Ti + tile * (C * C) + i * C + j)
     whole = tl.load(D + tile * N + x) * tl.sum(state.to(tl.float32) * grad.to(tl.float32), 0)
 
     Mak = tl.where(strict, dot(At, tl.trans(Kt), DOT, PREC), 0.0).to(DOT)
-    U = tl.where(first, dot(At, tl.trans(state), DOT, PREC), 0.0) + dot(Mak, V, DOT, PREC)
+    U = dot(At, tl.trans(state), DOT, PREC)
+    if DOT == tl.bfloat16:
+        U += dot(_rest(a_start, DOT), tl.trans(state), DOT, PREC)
+    U = tl.where(first, U, 0.0) + dot(Mak, V, DOT, PREC)
     U = dot(inverse, U, tl.float32, PREC).to(DOT)  # fp32 operands: cheap at this size, and 10% less error in da and db
     Mrb = tl.where(inclusive, dot(Rt, tl.trans(Bt), DOT, PREC), 0.0).to(DOT)
     X = dot(Bh, tl.trans(grad), DOT, PREC) + dot(tl.trans(Mrb), dY, DOT, PREC)
+    if DOT == tl.bfloat16:
+        X += dot(_rest(Bh, DOT), tl.trans(grad), DOT, PREC)
     X = dot(tl.trans(inverse), X, tl.float32, PREC).to(DOT)
     Mrk = tl.where(inclusive, dot(Rt, tl.trans(Kt), DOT, PREC), 0.0).to(DOT)
     dV = dot(Kh, tl.trans(grad), DOT, PREC) + dot(tl.trans(Mak), X, DOT, PREC) + dot(tl.trans(Mrk), dY, DOT, PREC)

@@ -142,6 +142,22 @@ inline unsigned rounded(float y) {
     return std::isnan(y) ? 0x7fff : (x + 0x7fff + (x >> 16 & 1)) >> 16;
 }
 
+// fp16 by hand, for a compiler need not know it: subnormal below 2^-14, infinite from 65520.
+inline float of_fp16(unsigned x) {
+    const int exponent = x >> 10 & 31, digits = x & 1023;
+    const float size = exponent == 31 ? (digits ? NAN : INFINITY) : exponent ? std::ldexp(1024 + digits, exponent - 25) : std::ldexp(digits, -24);
+    return x & 0x8000 ? -size : size;
+}
+inline unsigned rounded_fp16(float y) {
+    const unsigned sign = bits_of(y) >> 16 & 0x8000;
+    const float size = std::fabs(y);
+    if (std::isnan(y)) return 0x7fff;
+    if (size >= 65520) return sign | 0x7c00;
+    const int exponent = size < 6.103515625e-05f ? -14 : std::ilogb(size);
+    const unsigned units = std::nearbyint(std::ldexp(size, 10 - exponent));  // to even; 2048 is the next exponent's 1024
+    return sign | (units + (exponent + 14) * 1024);
+}
+
 }  // namespace emulated
 
 #define EMULATED(kernel) \
@@ -200,13 +216,14 @@ DEVICE void store_8x8(Address row, const unsigned (&x)[4]) {
 }
 #endif
 
-DEVICE void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+template <class Half>
+void mma_of(Half of_half, float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     struct Shown {
         unsigned a[4], b[2];
     } mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
     const int lane = thread() % 32;
     emulated::shown(mine, [&] {
-        auto part = [](unsigned x, int k) { return emulated::of_bits(k % 2 ? x & 0xffff0000u : x << 16); };
+        auto part = [&](unsigned x, int k) { return of_half(k % 2 ? x >> 16 : x & 0xffff); };
         for (int e = 0; e < 4; e++) {
             const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
             float sum = 0;
@@ -220,6 +237,11 @@ DEVICE void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsi
         return 0;
     });
 }
+
+DEVICE void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    mma_of([](unsigned x) { return emulated::of_bits(x << 16); }, d, a, b0, b1);
+}
+DEVICE void mma_16x8x16_fp16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { mma_of(emulated::of_fp16, d, a, b0, b1); }
 
 DEVICE float from_lane(float x, int lane) {
     return emulated::shown(x, [&] { return emulated::shown_by<float>(lane); });
@@ -242,6 +264,7 @@ DEVICE unsigned votes(bool x) {
 DEVICE float least(float x, float y) { return std::min(x, y); }
 DEVICE int highest_bit(unsigned x) { return 31 - __builtin_clz(x); }
 DEVICE unsigned pack(float low, float high) { return emulated::rounded(low) | emulated::rounded(high) << 16; }
+DEVICE unsigned pack_fp16(float low, float high) { return emulated::rounded_fp16(low) | emulated::rounded_fp16(high) << 16; }
 DEVICE float low(unsigned x) { return emulated::of_bits(x << 16); }
 DEVICE float high(unsigned x) { return emulated::of_bits(x & 0xffff0000u); }
 DEVICE float exp2_fast(float x) { return std::exp2(x); }
