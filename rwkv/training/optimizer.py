@@ -19,9 +19,9 @@ class Optimizer:
     def __init__(self, model: nn.Module, groups: dict[str, tuple[float, bool]], *, betas, eps, weight_decay, layerwise_lr=True):
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.masters = {n: p if p.dtype == master_dtype(p.dtype) else p.detach().to(master_dtype(p.dtype)) for n, p in self.params.items()}
-        for name, param in self.params.items():
-            if self.masters[name] is not param:
-                param.register_post_accumulate_grad_hook(_adder(self.masters[name]))
+        self.apart = [n for n, p in self.params.items() if self.masters[n] is not p]
+        for name in self.apart:
+            self.params[name].register_post_accumulate_grad_hook(_adder(self.masters[name]))
         self.adam = torch.optim.AdamW(
             adam_groups(self.masters, groups, weight_decay, layerwise_lr),
             lr=0.0,
@@ -46,19 +46,21 @@ class Optimizer:
         """One update at this learning rate, times each group's factor; gradients are cleared."""
         set_rate(self.adam, lr)
         self.adam.step()
-        with torch.no_grad():
-            for name, param in self.params.items():
-                if self.masters[name] is not param:
-                    param.copy_(self.masters[name])
+        if self.apart:  # all in a few launches: one by one they take longer to launch than to run
+            with torch.no_grad():
+                torch._foreach_copy_([self.params[n] for n in self.apart], [self.masters[n] for n in self.apart])
         self.zero_grad()
 
     def zero_grad(self) -> None:
         """On a GPU the tensors stay and are zeroed, for captured graphs add into them."""
+        kept = []
         for tensor in (*self.masters.values(), *self.params.values()):
             if tensor.grad is not None and tensor.is_cuda:
-                tensor.grad.zero_()
+                kept.append(tensor.grad)
             else:
                 tensor.grad = None
+        if kept:
+            torch._foreach_zero_(kept)
 
     def take_grads(self) -> dict[str, Tensor]:
         """The gradients by parameter name, of those that have any; none are left."""
