@@ -1,20 +1,43 @@
 #!/usr/bin/env bash
-# On a machine with a CUDA device: the tests that need one, then the benchmarks. Tables go into the folder given,
-# scripts/bench/results unless told otherwise. PYTHON names the interpreter: .venv's, or one with a CUDA build of torch.
+# On a machine with a CUDA device: the benchmarks, one after the other, then what is not timed side by side: the tests that need a GPU, each
+# kernel against fp64, the same under compute-sanitizer where CUDA's toolkit is installed, and 500 steps by the reference's kernel.
+# Tables go into the folder given, scripts/bench/results unless told otherwise. PYTHON names the interpreter: .venv's, or one with a CUDA
+# build of torch. About 25 minutes; BENCHMARKS=0 leaves out what is timed, CHECKS=0 the rest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-scripts/bench/results}
 python=${PYTHON:-.venv/bin/python}
+export PYTHONPATH=.
 mkdir -p "$out"
 failed=0
-"$python" scripts/bench/bptt.py --lengths 64k,1M,16M --write "$out/bptt-gpu.md" || failed=1
-"$python" scripts/bench/model_gpu.py --write "$out/model-gpu.md" || failed=1
-"$python" scripts/bench/plan_gpu.py --write "$out/plan-gpu.md" || failed=1
-"$python" scripts/loss_compare.py model.kernel=reference model.kernel=triton --seeds 2 --write "$out/loss-gpu.md" -- \
-    trainer.tokens=512k model.n_layer=2 precision=bf16 || failed=1
-[ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" -lt 2 ] || "$python" scripts/bench/strategies_gpu.py --write "$out/strategies-gpu.md" || failed=1
-PYTHONPATH=. "$python" scripts/bench/wkv7_gpu.py | tee "$out/wkv7-gpu.txt" || failed=1
-PYTHONPATH=. "$python" scripts/bench/wkv456_gpu.py --write "$out/wkv456-gpu.md" || failed=1
-"$python" -m rwkv.kernels check | tee "$out/kernels-gpu.txt" || failed=1
-"$python" -m pytest -m gpu -rs 2>&1 | tee "$out/tests-gpu.txt" || failed=1
+
+if [ "${BENCHMARKS:-1}" = 1 ]; then
+    "$python" scripts/bench/wkv7_gpu.py | tee "$out/wkv7-gpu.txt" || failed=1
+    "$python" scripts/bench/model_gpu.py --write "$out/model-gpu.md" || failed=1
+    "$python" scripts/bench/plan_gpu.py --write "$out/plan-gpu.md" || failed=1
+    "$python" scripts/bench/bptt.py --lengths 64k,1M,16M --write "$out/bptt-gpu.md" || failed=1
+    [ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" -lt 2 ] || "$python" scripts/bench/strategies_gpu.py --write "$out/strategies-gpu.md" || failed=1
+    "$python" scripts/bench/wkv456_gpu.py --write "$out/wkv456-gpu.md" || failed=1
+fi
+
+[ "${CHECKS:-1}" = 1 ] || exit $failed
+running=()
+side_by_side() { "$@" & running+=($!); }
+tests() { "$python" -m pytest -m gpu -rs -n 6 2>&1 | tee "$out/tests-gpu.txt"; }
+check() { "$python" -m rwkv.kernels check > "$out/kernels-gpu.txt"; }
+loss() {
+    "$python" scripts/loss_compare.py model.kernel=triton model.kernel=reference --seeds 2 --write "$out/loss-gpu.md" -- \
+        trainer.tokens=512k model.n_layer=2 precision=bf16
+}
+sanitized() {  # without torch's cache each tensor is an allocation of its own, and what is read beyond it is seen
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 "$python" -m rwkv.kernels check 2>&1 | tee "/tmp/$1.log" | tail -1 > "$out/$1-gpu.txt"
+}
+side_by_side tests
+side_by_side check
+side_by_side loss
+if command -v compute-sanitizer > /dev/null; then
+    side_by_side sanitized memcheck
+    side_by_side sanitized racecheck
+fi
+for job in "${running[@]}"; do wait "$job" || failed=1; done
 exit $failed
