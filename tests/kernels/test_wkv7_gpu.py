@@ -79,7 +79,7 @@ INTERPRET = """
     from tests.kernels import triton_interpreter
     from tests.kernels.test_wkv7_gpu import both, cases, make_inputs, other_chain, repeated_keys, triton, worst
     wkv7_triton, dtype = triton.wkv7_triton, getattr(torch, sys.argv[1])
-    if sys.argv[2] == "fused":
+    if sys.argv[2] == "other":
         triton.plan = other_chain()
         triton_interpreter.backwards()
     for i, (B, T, H, N, decay, resets) in enumerate(cases()):
@@ -102,7 +102,7 @@ FAR = """
 
 
 @interpreted
-@pytest.mark.parametrize("chain", ["alone", "fused"])
+@pytest.mark.parametrize("chain", ["planned", "other"])
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_the_kernels_in_the_interpreter(dtype, chain):
     out = interpret(INTERPRET, str(dtype).removeprefix("torch."), chain)
@@ -114,6 +114,34 @@ def test_errors_do_not_add_up_over_chunks():
     """The transition of a chunk in fp16, and two parts of what the state is multiplied with and made of: without, 6.0e-3, 1.6e-2 and 3.8e-3."""
     far, _, repeated, of_state = map(float, interpret(FAR))
     assert far < 5e-3 and repeated < 1.1e-2 and of_state < 3.6e-3
+
+
+@interpreted
+def test_rows_of_the_state_may_be_of_any_size():
+    """The state meets the transition in fp16, each row by its own size: what is 2^100 times larger gives that, to the bit."""
+    interpret("""
+        import torch
+        torch.set_num_threads(1)
+        from tests.kernels import triton_interpreter
+        from tests.kernels.test_wkv7_gpu import make_inputs, slow, triton
+        x, _, grads = make_inputs(1, 70, 1, 64)
+        size, inverse = torch.ones(2, 64)
+        size[10:20], inverse[10:20] = 2.0**100, 2.0**-100
+        size[20:30], inverse[20:30] = 2.0**-100, 2.0**100
+        size[30:32] = inverse[30:32] = 0
+
+        def run(size, inverse):  # of the rows, that is of values: those of the state and of v, and those of the gradients
+            leaves = [t.bfloat16() for t in slow(x)[:6]] + [x[6].float()]
+            leaves[3], leaves[6] = leaves[3] * size.bfloat16(), leaves[6] * size[:, None]
+            leaves = [t.requires_grad_() for t in leaves]
+            y, s = triton.wkv7_triton(*leaves, None)
+            dv, d_start = torch.autograd.grad([y, s], [leaves[3], leaves[6]], [grads[0].bfloat16() * inverse.bfloat16(), grads[1].float() * inverse[:, None]])
+            return y, s, dv, d_start
+
+        (y, s, dv, d_start), got = run(torch.ones(64), torch.ones(64)), run(size, inverse)
+        for a, b in zip(got, (y * size, s * size[:, None], dv * inverse, d_start * inverse[:, None]), strict=True):
+            assert torch.equal(a.float(), b.float())
+    """)
 
 
 EMULATE = """
@@ -133,7 +161,7 @@ EMULATE = """
     def launch(kernel, blocks, *args):
         launched.append((kernel.name, blocks))
         values, pointers = cuda.arguments(args)
-        getattr(library, kernel.name + "_emulated")(ctypes.c_longlong(blocks), kernel.threads, pointers)
+        getattr(library, kernel.name + "_emulated")(ctypes.c_longlong(blocks), kernel.threads, kernel.shared, pointers)
 
     def errors(x, reset, grads):
         for kernels in ((name,), ()):

@@ -1,6 +1,6 @@
 // rwkv/kernels/warp.cuh on a CPU: each thread of a block is a fiber, and what threads do together waits for all of them.
-// Compile a .cu file with g++ -include this; EMULATED(kernel), which the test adds, makes kernel_emulated(blocks, threads, arguments).
-// A block's shared memory holds NaN before it starts; copies in the background land as late as they may.
+// Compile a .cu file with g++ -include this; EMULATED(kernel), which the test adds, makes kernel_emulated(blocks, threads, shared, arguments).
+// A block's shared memory holds NaN before it starts, and must beyond `shared` bytes when it ends; copies in the background land as late as they may.
 #define RWKV_WARP
 
 #include <ucontext.h>
@@ -49,7 +49,7 @@ struct Fiber {
 
 inline Fiber fibers[MOST];
 inline ucontext_t scheduler;
-inline int now, threads, events;
+inline int now, threads, shared_bytes, events;
 inline long long block_now;
 inline Meeting warps[MOST / 32], whole;
 inline uint64_t board[MOST][8];  // what a thread shows to its warp
@@ -114,17 +114,19 @@ inline void run_block() {
         }
         if (left && events == before) std::fprintf(stderr, "block %lld: threads wait for others that never come\n", block_now), std::abort();
     }
+    if (std::any_of(memory + shared_bytes, memory + SHARED, [](byte x) { return x != 0xff; }))
+        std::fprintf(stderr, "block %lld: writes beyond its %d bytes of shared memory\n", block_now, shared_bytes), std::abort();
 }
 
 template <class... A, size_t... i>
-void run(void (*kernel)(A...), long long blocks, int size, void** arguments, std::index_sequence<i...>) {
-    threads = size;
+void run(void (*kernel)(A...), long long blocks, int size, int shared, void** arguments, std::index_sequence<i...>) {
+    threads = size, shared_bytes = shared;
     body = [=] { kernel(*(A*)arguments[i]...); };
     for (block_now = 0; block_now < blocks; block_now++) run_block();
 }
 template <class... A>
-void run(void (*kernel)(A...), long long blocks, int size, void** arguments) {
-    run(kernel, blocks, size, arguments, std::index_sequence_for<A...>());
+void run(void (*kernel)(A...), long long blocks, int size, int shared, void** arguments) {
+    run(kernel, blocks, size, shared, arguments, std::index_sequence_for<A...>());
 }
 
 inline float of_bits(uint32_t x) {
@@ -161,7 +163,7 @@ inline unsigned rounded_fp16(float y) {
 }  // namespace emulated
 
 #define EMULATED(kernel) \
-    extern "C" void kernel##_emulated(long long blocks, int threads, void** arguments) { emulated::run(kernel, blocks, threads, arguments); }
+    extern "C" void kernel##_emulated(long long blocks, int threads, int shared, void** arguments) { emulated::run(kernel, blocks, threads, shared, arguments); }
 
 DEVICE int thread() { return emulated::now; }
 DEVICE unsigned block() { return emulated::block_now; }
