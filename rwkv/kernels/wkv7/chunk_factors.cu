@@ -1,4 +1,4 @@
-// WKV-7: the factors of a chunk in bf16, as `chunk_factors` in triton_kernels.py, whose names these are. One block for each chunk of each head.
+// WKV-7: the factors of a chunk in bf16, P in fp16, as `chunk_factors` in triton_kernels.py, whose names these are. One block for each chunk of each head.
 //
 // Four warps, each the owner of 16 channels: of keys in W and Rw, of values in U0 and Y0, of rows of P and Q. These a warp makes in its registers,
 // W and U0 transposed; what all need (factors of tokens, scores, the inverse) goes through shared memory.

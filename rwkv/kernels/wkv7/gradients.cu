@@ -203,7 +203,8 @@ gradients(
     }
     warp_barrier();
     UNROLL for (int m = 0; m < 2; m++) {
-        const int row = lane() / 2, t = 16 * m + row / 8 * 8 + row % 4 * 2 + row / 4 % 2, x = own + lane() % 2 * 8;  // of 4 rows that are read at a time, no two use a bank
+        // of 4 rows that are read at a time, no two use a bank
+        const int row = lane() / 2, t = 16 * m + row / 8 * 8 + row % 4 * 2 + row / 4 % 2, x = own + lane() % 2 * 8;
         auto write = [&](bf16* to, Tile<N> from) { *(Sixteen*)(to + at + t * stride + x) = *(const Sixteen*)from.at(t, x); };
         if (t < live) write(dr, Rt), write(dw, tw), write(dk, Kt), write(dv, V), write(da, At), write(db, Bt);
     }

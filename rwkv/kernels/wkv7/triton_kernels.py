@@ -12,7 +12,7 @@ is one small product a chunk, the same kernel forward and backward, and rows of 
 A factor 1/decay^C is at most e^(0.61 C), which bf16 holds as fp32 does; a score's factors multiply to at most 1.
 
 Legend: n chunks, G = B*H, C tokens a chunk, N head size. Tensors between kernels are tiles [G, n, ., .].
-DOT is the dtype of the operands of products, PREC how fp32 operands multiply; accumulators are fp32.
+DOT is the dtype of the operands of products, but fp16 where P is; PREC how fp32 operands multiply; accumulators are fp32.
 """
 
 import triton
@@ -97,7 +97,7 @@ def chunk_factors(
 
 @triton.jit
 def _times(x, y, PREC: tl.constexpr):
-    """x y. Where y is fp16, so is x, its rows divided by powers of 2 near their largest: three digits more than bf16 has, of any size."""
+    """x y. Where y is fp16, so is x, its rows divided by powers of 2 near their largest: three binary digits more than bf16 has, of any size below 2^127."""
     if y.dtype == tl.float16:
         exponent = tl.max(tl.abs(x), 1).to(tl.int32, bitcast=True) & 0x7F800000
         size, inverse = exponent.to(tl.float32, bitcast=True), (0x7F000000 - exponent).to(tl.float32, bitcast=True)
