@@ -35,7 +35,6 @@ from rwkv.model.state import State  # noqa: E402
 from rwkv.training.optimizer import MASTER, Optimizer  # noqa: E402
 
 CTX, VOCAB, PEAK = 4096, 65536, 989e12  # of an H100 in bf16, dense
-WARM_UP = 8 + 2  # steps: those before `Graphed` captures, the capture, one more
 AT_ONCE = 4  # processes, of which one has the GPU
 AROUND = ("norm_mix", "wkv7_inputs", "wkv7_readout", "relu_squared", "cross_entropy_")
 ROWS = [  # layers, width, rows, bptt.recompute
@@ -68,7 +67,8 @@ def measure(layers: int, width: int, rows: int, recompute: bool | str, plain: bo
     run, settings = runner(LossModel(rwkv), True, recompute == "selective"), Settings(CTX, recompute=recompute is True)
     state = State.zeros(size, rows, torch.bfloat16, "cuda")
     times, losses = [], []
-    for i in range(WARM_UP + steps):
+    warm_up = run.after + 2  # steps: those before the graph is captured, the capture, one more
+    for i in range(warm_up + steps):
         batch = Batch.of(np.random.default_rng(i).integers(0, VOCAB, (rows, CTX + 1)).astype(np.uint16))
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -77,7 +77,7 @@ def measure(layers: int, width: int, rows: int, recompute: bool | str, plain: bo
         optimizer.step(1e-4)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    rate = rows * CTX / statistics.median(times[WARM_UP:])
+    rate = rows * CTX / statistics.median(times[warm_up:])
     matrices = count_parameters(rwkv) - rwkv.emb.weight.numel()
     return {"rate": rate, "peak": torch.cuda.max_memory_allocated() / 1e9, "mfu": 6 * matrices * rate / PEAK, "loss": losses[-1]}
 

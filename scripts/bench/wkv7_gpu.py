@@ -3,7 +3,8 @@
     PYTHONPATH=. python3 scripts/bench/wkv7_gpu.py [--write results.json] [--variants [WORD ...]] [--peers FILE.py] [--seconds 85]
 
 flash-linear-attention is timed if its ops are installed (`pip install fla-core`), with few of the settings that it tries by itself;
-others are what `PEERS` of the file given has: names, and functions of r, w, k, v, a, b, state as `wkv7` takes them, to y and state.
+others are what `PEERS` of the file given has: names, and functions of r, w, k, v, a, b, state as `wkv7` takes them, but that w is the
+logarithm of the decay, to y and state.
 Every measurement stands alone: one that fails prints its error, and those that would begin after --seconds are left out.
 """
 
@@ -102,7 +103,8 @@ def main():
         todo = [(f"{v}, {s}", (s, variants[v])) for s, v in tried]
         results["variants"] = section("variants", todo, kernels, args.seconds)
     others = fla_peers() | (runpy.run_path(args.peers)["PEERS"] if args.peers else {})
-    results["peers"] = section("peers", [(f"{name}, {s}", (fn, s)) for s in SHAPES for name, fn in others.items()], peer, args.seconds)
+    if others:
+        results["peers"] = section("peers", [(f"{name}, {s}", (fn, s)) for s in SHAPES for name, fn in others.items()], peer, args.seconds)
     print(f"{time.perf_counter() - START:.0f} s")
     if args.write:
         with open(args.write, "w") as f:
@@ -131,7 +133,7 @@ def section(title, todo, measure, seconds):
 HEADERS = {
     "errors": "relative L2 distance to the chunked form in fp64",
     "ms": "bf16, median milliseconds: forward, forward + backward, the same replayed as a CUDA graph, the chunked form",
-    "peers": "the same of other packages",
+    "peers": "as ms, of other packages",
     "kernels": "milliseconds of each kernel alone, bf16; the two of the chain are forward and backward",
     "variants": "the same with other plans",
 }
@@ -318,7 +320,7 @@ def compile_ahead(variants):
 def warm(name):
     dtype = torch.float32 if "fp32" in name else torch.float16 if "fp16" in name else torch.bfloat16
     with changed_plan(VARIANTS.get(name, {})):
-        for B in (1, 200):  # the plan differs
+        for B in (1, 20, 200):  # the plan differs
             x, reset, (dy, ds) = make_inputs(B, 20, 1, "mixed", "resets" in name, dtype)
             grads(backend.wkv7_triton, x, reset, dy, ds)
     if name not in VARIANTS or name == "as planned":
