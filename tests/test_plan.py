@@ -61,6 +61,17 @@ def test_rows_that_cannot_be_dealt_equally_are_said(capsys):
     assert "dealt" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("rows", [8, 2400])
+@pytest.mark.parametrize("gpus", [8, 16])
+def test_the_largest_that_would_fit_does(gpus, rows, capsys):
+    """Where it is a hundred times as long, or fewer rows than here, or there are more ranks than rows."""
+    args = "model=7b", "strategy=fsdp", "bptt.recompute=true", "precision=bf16", "plan.gpu=h100", f"plan.gpus={gpus}"
+    largest = planned(capsys, *args, f"layout.rows={rows}")["largest"]
+    for change in [[f"layout.rows={largest['layout.rows']}"], [f"layout.rows={rows}", f"ctx_len={largest['ctx_len']}"]]:
+        memory = planned(capsys, *args, *change)["chosen"]["memory_per_rank"]["device"]
+        assert 0.95 < sum(memory.values()) / (79.1 * 2**30) < 1.005, change
+
+
 def fitting(found: dict) -> set[str]:
     return {s["strategy"] for s in found["strategies"] if s["fits"]}
 

@@ -90,15 +90,26 @@ def make(cfg: TrainConfig, size: Size, asked: Asked, machine: Machine) -> Plan:
 
 
 def _largest(cfg: TrainConfig, work: Work, machine: Machine, what: str, step: int) -> int | None:
-    """The largest multiple of `step` that fits in place of rows or ctx, the others as they are: bytes grow in a line with either."""
+    """The largest multiple of `step` that fits in place of rows or ctx, the others as they are, by a line through two that are drawn nearer to it."""
     free = machine.memory if machine.device == "cuda" else machine.host
     if free is None:
         return None
-    low = getattr(work, what)
-    found = [verdict(cfg, cfg.strategy.kind, replace(work, **{what: n}), machine) for n in (low, 2 * low)]
-    if any(v.need is None for v in found):
-        return None
-    ranks = min(machine.each, found[0].world)
-    one, two = ((v.need.of_device if machine.device == "cuda" else v.need.of_node(ranks)) for v in found)
-    most = int(low + low * (free - one) / (two - one)) // step * step
-    return most if most >= step else None
+
+    def taken(n: int) -> int | None:
+        found = verdict(cfg, cfg.strategy.kind, replace(work, **{what: n}), machine)
+        if found.need is None:
+            return None
+        return found.need.of_device if machine.device == "cuda" else found.need.of_node(min(machine.each, found.world))
+
+    low = -(-getattr(work, what) // step) * step  # fewer rows than ranks take as much as one on each
+    most = 2 * low
+    one = taken(low)
+    for _ in range(1 if work.kernel == "reference" else 3):  # that is counted token by token
+        if one is None or (two := taken(most)) is None:
+            return None
+        most = int(low + (most - low) * (free - one) / (two - one)) // step * step
+        if most < step:
+            return None
+        if most == low:
+            break
+    return most
