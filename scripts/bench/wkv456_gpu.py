@@ -2,8 +2,7 @@
 
     PYTHONPATH=. python3 scripts/bench/wkv456_gpu.py [--write TABLE.md] [--parts times,errors,kernels,variants]
 
-flash-linear-attention is timed if its ops are installed (`pip install fla-core`), WKV-5 by its WKV-6. Its kernels tune
-themselves; to be done in minutes they choose among few of their settings here, so its times can be some percent too long.
+flash-linear-attention is timed if it is installed (`fla_peers.py`), WKV-5 by its WKV-6.
 """
 
 import argparse
@@ -11,12 +10,12 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import importlib.util
 import statistics
 import sys
 import time
 from pathlib import Path
 
+import fla_peers
 import torch
 
 from rwkv.kernels.wkv4 import triton as triton4
@@ -96,46 +95,13 @@ def errors(op, dtype, T, decay, resets):
     return found[worst], worst, found
 
 
-def fla_of(op):
-    """flash-linear-attention's form, or None."""
-    if importlib.util.find_spec("fla") is None:
-        return None
-    import triton
-
-    tune = triton.autotune
-    triton.autotune = lambda configs, key, **more: tune(few(configs), key, **more)
-    try:
-        if op == "wkv4":
-            from fla.ops.rwkv4 import fused_recurrent_rwkv4
-
-            def run4(w, u, k, v, state, reset):
-                y, s = fused_recurrent_rwkv4(w, u, k, v, state.unsqueeze(2))
-                return y, s[:, :2, 0]
-
-            return run4
-        from fla.ops.rwkv6 import chunk_rwkv6
-    finally:
-        triton.autotune = tune
-
-    def run6(r, w, k, v, u, state, reset):
-        lw = -torch.exp(w.float()).expand(r.shape)
-        return chunk_rwkv6(r, k, v, lw, u, scale=1.0, initial_state=state, output_final_state=True)
-
-    return run6
-
-
-def few(configs):
-    depths = sorted({c.num_stages for c in configs})[:2]
-    return [c for c in configs if c.num_warps in (2, 4) and c.num_stages in depths and max([0, *(v for v in c.kwargs.values() if isinstance(v, int))]) <= 64][:8] or configs[:4]
-
-
 def times(op, shape, peers=True):
     """Median milliseconds of forward and backward."""
     x, _, grads = make_inputs(op, *shape)
     out = {}
     forms = {"triton": functools.partial(OPS[op], backend="triton"), "chunked": functools.partial(OPS[op], backend="chunked")}
-    if peers and (fla := fla_of(op)):
-        forms["fla"] = fla
+    if peers:
+        forms |= fla_peers.forms(op)
     for name, fn in forms.items():
         try:
             out[name] = median_ms(lambda fn=fn: run(fn, x, None, grads), most=5 if name == "chunked" else 20)
@@ -199,6 +165,8 @@ def main():
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("needs a CUDA device")
+    if "times" in args.parts:
+        fla_peers.compile_ahead(["wkv4", "wkv6"])
     parts = {name: part for name, part in PARTS.items() if name in args.parts.split(",")}
     lines = [line for part in parts.values() for line in part()]
     if args.write:

@@ -1,10 +1,9 @@
 """WKV-7 on a GPU: errors against fp64, times beside the chunked form and other packages, and the time of each kernel.
 
-    PYTHONPATH=. python3 scripts/bench/wkv7_gpu.py [--write results.json] [--variants [WORD ...]] [--peers FILE.py] [--seconds 85]
+    PYTHONPATH=. python3 scripts/bench/wkv7_gpu.py [--write results.json] [--variants [WORD ...]] [--peers FILE.py] [--seconds 150]
 
-flash-linear-attention is timed if its ops are installed (`pip install fla-core`), with few of the settings that it tries by itself;
-others are what `PEERS` of the file given has: names, and functions of r, w, k, v, a, b, state as `wkv7` takes them, but that w is the
-logarithm of the decay, to y and state.
+flash-linear-attention is timed if it is installed (`fla_peers.py`); others are what `PEERS` of the file given has: names, and functions of
+r, w, k, v, a, b, state as `wkv7` takes them, but that w is the logarithm of the decay, to y and state.
 Every measurement stands alone: one that fails prints its error, and those that would begin after --seconds are left out.
 """
 
@@ -12,7 +11,6 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
-import importlib.util
 import json
 import runpy
 import statistics
@@ -20,6 +18,7 @@ import subprocess
 import sys
 import time
 
+import fla_peers
 import torch
 
 from rwkv.kernels import cuda, gpu
@@ -82,7 +81,7 @@ def main():
     parser.add_argument("--write", help="a JSON file for the results")
     parser.add_argument("--variants", nargs="*", metavar="WORD", help="try other plans too: all, or those with a WORD in their names")
     parser.add_argument("--peers", metavar="FILE", help="a Python file with other packages' kernels as PEERS")
-    parser.add_argument("--seconds", type=float, default=85)
+    parser.add_argument("--seconds", type=float, default=150)
     parser.add_argument("--warm", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.warm is not None:
@@ -102,7 +101,8 @@ def main():
         tried = [(s, v) for s in SHAPES for v, changes in variants.items() if s in VARIANT_SHAPES or "fused_chain" in changes]
         todo = [(f"{v}, {s}", (s, variants[v])) for s, v in tried]
         results["variants"] = section("variants", todo, kernels, args.seconds)
-    others = fla_peers() | (runpy.run_path(args.peers)["PEERS"] if args.peers else {})
+    fla_peers.compile_ahead(["wkv7"])
+    others = fla_peers.forms("wkv7") | (runpy.run_path(args.peers)["PEERS"] if args.peers else {})
     if others:
         results["peers"] = section("peers", [(f"{name}, {s}", (fn, s)) for s in SHAPES for name, fn in others.items()], peer, args.seconds)
     print(f"{time.perf_counter() - START:.0f} s")
@@ -197,33 +197,10 @@ def speed(B, T, H):
     return out
 
 
-def fla_peers():
-    """flash-linear-attention's forms, if it is installed: as its layer calls it, and keeping more for the backward."""
-    if importlib.util.find_spec("fla") is None:
-        return {}
-    import triton
-
-    tune = triton.autotune
-    triton.autotune = lambda configs, key, **more: tune([c for c in configs if c.num_warps in (2, 4)][:4] or configs[:4], key, **more)
-    try:
-        from fla.ops.rwkv7 import chunk_rwkv7
-    finally:
-        triton.autotune = tune
-
-    def form(more):
-        def run(r, w, k, v, a, b, state):  # it takes the logarithm of the decay, for which it is not charged: any will do
-            settings = {"scale": 1.0, "safe_gate": True, "lower_bound": -0.6065306597126334, "chunk_size": 64} | more
-            return chunk_rwkv7(r, w, k, v, a, b, initial_state=state, output_final_state=True, **settings)
-
-        return run
-
-    return {"fla": form({}), "fla, keeping more": form({"disable_recompute": True})}
-
-
 def peer(fn, shape):
     """As `speed`. All get the logarithm of a decay in place of w."""
     x, _, (dy, ds) = make_inputs(*shape)
-    x[1] = -0.6065306597126334 * torch.sigmoid(x[1])
+    x[1] = fla_peers.LOG_DECAY_SCALE * torch.sigmoid(x[1])
 
     def both():
         leaves = [t.detach().requires_grad_() for t in x]
