@@ -92,6 +92,7 @@ TESTED = [
     ("disk full during a save", "training goes on, or ends with a message; older checkpoints stay", "training/test_retention.py::test_training_goes_on_without_room_for_a_checkpoint"),
     ("a bit flipped in any kind of file", "found, the file named, the checkpoint before is taken", "checkpoint/test_store.py::test_every_flipped_bit_is_detected"),
     ("files cut, emptied, holed, lost, exchanged", "found before any weight changes", "checkpoint/test_store.py::test_other_damage_is_detected"),
+    ("paths and lists among the settings", "no file of a run is a pickle; an exported .pth holds tensors alone", "test_convert.py::test_nothing_of_a_run_is_a_pickle"),
     ("a hostile pickle", "refused wherever models are read; its payload never runs", "test_bad_input.py::test_hostile_pickle_is_refused"),
     ("a loss or gradient that is not finite, on one rank of two", "all do the same at the same step: skip, rewind or stop", "training/test_guard.py::test_one_rank_of_two_is_bad"),
     ("ten bad steps in a row", "it ends with a dump", "training/test_guard.py::test_ten_in_a_row_end_with_a_dump"),

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from rwkv import convert
+from rwkv import convert, export
 from rwkv.checkpoint import official
 from rwkv.errors import CheckpointError, ConfigError
 from rwkv.model.rwkv import GENERATIONS
@@ -73,6 +73,16 @@ def test_a_hostile_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: unreadable"):
         convert.main([str(tmp_path), str(tmp_path / "out.pth")])
     assert not (tmp_path / "owned").exists()
+
+
+def test_nothing_of_a_run_is_a_pickle(tiny_run, tmp_path):
+    """Whatever its settings hold, paths among them: no file of the run is a zip or pickle as torch.save writes, an exported .pth but tensors."""
+    files = [file for file in tiny_run.rglob("*") if file.is_file()]
+    assert any(file.suffix == ".safetensors" for file in files)
+    assert [file for file in files if file.read_bytes()[:2] == b"PK" or file.read_bytes()[:1] == b"\x80"] == []
+    assert export.main([str(tiny_run), str(tmp_path / "model.pth")]) == 0
+    weights = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert type(weights) is dict and all(type(x) is torch.Tensor for x in weights.values())
 
 
 def test_refuses_to_overwrite(tmp_path):
