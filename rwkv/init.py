@@ -24,24 +24,20 @@ def main(argv: list[str]) -> int:
     from rwkv.config.compose import load
 
     cfg = load([a for a in overrides if a != paths[0]])
-    import torch
-
     from rwkv.checkpoint import official
     from rwkv.config.derived import size_of
     from rwkv.config.vocab import VOCAB_SIZES
     from rwkv.data import tokenizer
-    from rwkv.model.rwkv import RWKV, count_parameters
+    from rwkv.model.rwkv import initial_weights
 
     vocab = VOCAB_SIZES.get(cfg.tokenizer.kind) or tokenizer.build(cfg.tokenizer.kind, cfg.tokenizer.path).vocab_size
     if cfg.model.path:
         raise ConfigError("model.path: a blank model is made from sizes, not from a file; python -m rwkv.convert copies one")
     check(cfg, reads_data=False)
     size = size_of(cfg, vocab)
-    with torch.device("meta"):
-        model = RWKV(size)
-    model = model.to_empty(device="cpu").init_weights(cfg.seed)
-    official.save(dict(model.named_parameters()), out)
-    print(f"{out}: RWKV-{size.version[1:]} {size.n_layer} x {size.n_embd}, vocabulary {size.vocab_size}, {count_parameters(model):,} parameters, bf16")
+    weights = {name: weight.bfloat16() for name, weight in initial_weights(size, cfg.seed)}  # never the whole model in fp32
+    official.save(weights, out)
+    print(f"{out}: RWKV-{size.version[1:]} {size.n_layer} x {size.n_embd}, vocabulary {size.vocab_size}, {sum(w.numel() for w in weights.values()):,} parameters, bf16")
     return 0
 
 
