@@ -78,14 +78,13 @@ DEVICE void multiply_fp16(Sum& sum, const Block& a, const Right& b) {
     mma_16x8x16_fp16(*(float(*)[4])sum.x[1], a.x, b.x[2], b.x[3]);
 }
 
-DEVICE Block rounded(const Sum& s) {
-    return {{pack(s.x[0][0][0], s.x[0][0][1]), pack(s.x[0][1][0], s.x[0][1][1]), pack(s.x[1][0][0], s.x[1][0][1]), pack(s.x[1][1][0], s.x[1][1][1])}};
+// packed(low, high) gives a pair.
+template <class Packed>
+DEVICE Block rounded_by(const Sum& s, Packed packed) {
+    return {{packed(s.x[0][0][0], s.x[0][0][1]), packed(s.x[0][1][0], s.x[0][1][1]), packed(s.x[1][0][0], s.x[1][0][1]), packed(s.x[1][1][0], s.x[1][1][1])}};
 }
-
-DEVICE Block rounded_fp16(const Sum& s) {
-    return {{pack_fp16(s.x[0][0][0], s.x[0][0][1]), pack_fp16(s.x[0][1][0], s.x[0][1][1]), pack_fp16(s.x[1][0][0], s.x[1][0][1]),
-             pack_fp16(s.x[1][1][0], s.x[1][1][1])}};
-}
+DEVICE Block rounded(const Sum& s) { return rounded_by(s, pack); }
+DEVICE Block rounded_fp16(const Sum& s) { return rounded_by(s, pack_fp16); }
 
 // What rounding took away, rounded.
 DEVICE unsigned rest(float x0, float x1, unsigned of) { return pack(x0 - low(of), x1 - high(of)); }

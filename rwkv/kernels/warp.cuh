@@ -75,7 +75,6 @@ DEVICE void mma_16x8x16_fp16(float (&d)[4], const unsigned (&a)[4], unsigned b0,
 }
 
 DEVICE float from_lane(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
-DEVICE float from_lane_below(float x, int distance) { return __shfl_up_sync(0xffffffffu, x, distance); }
 DEVICE float from_lane_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE unsigned votes(bool x) { return __ballot_sync(0xffffffffu, x); }
 DEVICE float least(float x, float y) { return fminf(x, y); }

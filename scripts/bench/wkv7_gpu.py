@@ -158,7 +158,7 @@ def check(dtype, T, decay, resets, B=2, H=2, changes={}):
 def grads(fn, x, reset, dy, ds):
     x = [t.detach().requires_grad_() for t in x]
     y, s = fn(*x, reset)
-    return y.detach(), s.detach(), *torch.autograd.grad([y, s], x, [dy, ds])
+    return y.detach(), s.detach(), *torch.autograd.grad([y, s], x, [dy, ds.to(s.dtype)])
 
 
 def make_inputs(B, T, H, decay="mixed", resets=False, dtype=torch.bfloat16):
@@ -178,21 +178,13 @@ def make_inputs(B, T, H, decay="mixed", resets=False, dtype=torch.bfloat16):
 
 def speed(B, T, H):
     x, _, (dy, ds) = make_inputs(B, T, H)
-    forward = lambda fn: fn(*x, None)  # noqa: E731
-    both = lambda fn=backend.wkv7_triton: grads(fn, x, None, dy, ds)  # noqa: E731
-    out = {"fwd": median_ms(lambda: forward(backend.wkv7_triton)), "fwd+bwd": median_ms(both)}
+    out = times(backend.wkv7_triton, x, dy, ds)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    both()
+    grads(backend.wkv7_triton, x, None, dy, ds)
     out["peak MB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-    with contextlib.suppress(RuntimeError):
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            both()
-        out["graph"] = median_ms(graph.replay)
-        del graph
     if B * T * H <= 2**19:  # larger ones do not fit, or take seconds
-        out["chunked"] = median_ms(lambda: both(wkv7_chunked), most=5)
+        out["chunked"] = median_ms(lambda: grads(wkv7_chunked, x, None, dy, ds), most=5)
         out["ratio"] = out["chunked"] / out["fwd+bwd"]
     return out
 
@@ -201,13 +193,13 @@ def peer(fn, shape):
     """As `speed`. All get the logarithm of a decay in place of w."""
     x, _, (dy, ds) = make_inputs(*shape)
     x[1] = fla_peers.LOG_DECAY_SCALE * torch.sigmoid(x[1])
+    return times(lambda *args: fn(*args[:-1]), x, dy, ds)
 
-    def both():
-        leaves = [t.detach().requires_grad_() for t in x]
-        y, s = fn(*leaves)
-        torch.autograd.grad([y, s], leaves, [dy, ds.to(s.dtype)])
 
-    out = {"fwd": median_ms(lambda: fn(*x)), "fwd+bwd": median_ms(both)}
+def times(fn, x, dy, ds):
+    """Milliseconds: forward, forward and backward, the same as a CUDA graph where it can be one."""
+    both = lambda: grads(fn, x, None, dy, ds)  # noqa: E731
+    out = {"fwd": median_ms(lambda: fn(*x, None)), "fwd+bwd": median_ms(both)}
     with contextlib.suppress(RuntimeError):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

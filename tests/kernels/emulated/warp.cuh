@@ -248,10 +248,6 @@ DEVICE void mma_16x8x16_fp16(float (&d)[4], const unsigned (&a)[4], unsigned b0,
 DEVICE float from_lane(float x, int lane) {
     return emulated::shown(x, [&] { return emulated::shown_by<float>(lane); });
 }
-DEVICE float from_lane_below(float x, int distance) {
-    const int lane = thread() % 32;
-    return emulated::shown(x, [&] { return emulated::shown_by<float>(lane < distance ? lane : lane - distance); });
-}
 DEVICE float from_lane_xor(float x, int mask) {
     const int lane = thread() % 32;
     return emulated::shown(x, [&] { return emulated::shown_by<float>(lane ^ mask); });
