@@ -77,6 +77,13 @@ def _parent(strategy: Strategy) -> Path:
     return Path(strategy.swap or tempfile.gettempdir())
 
 
+def _build_folder(name: str) -> Path:
+    """Where PyTorch compiles an extension of this name, and keeps it."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return Path(_get_build_directory(name, verbose=False))
+
+
 def load_operator(build: bool = True) -> None:
     """DeepSpeed's own for disks, compiled at first use. Raises ConfigError if it cannot be; without `build`, if what that takes is not there."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
@@ -91,6 +98,10 @@ def load_operator(build: bool = True) -> None:
     if not build:
         return
     try:
-        builder.load(verbose=False)
+        with (_build_folder(builder.name) / "rwkv.lock").open("a+") as mine:
+            disk.lock(mine, lambda holder: print(f"waiting for {holder}, which compiles {builder.name}", flush=True))
+            # PyTorch waits for this file without end, and without a word, where a process was killed while it compiled
+            (_build_folder(builder.name) / "lock").unlink(missing_ok=True)
+            builder.load(verbose=False)
     except (RuntimeError, ImportError, OSError) as error:
         raise ConfigError(f"strategy=ds3_nvme: DeepSpeed's operator for disks, async_io, cannot be built: {error}; or set strategy=ds3_offload") from error
