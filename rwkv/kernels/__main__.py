@@ -6,11 +6,12 @@ import textwrap
 from rwkv.config import cli
 from rwkv.errors import ConfigError
 
-USAGE = """usage: python -m rwkv.kernels [check [OP ...]]
+USAGE = """usage: python -m rwkv.kernels [check [kernel=BACKEND] [OP ...]]
 
 Without arguments: each operation, its backends in the order of preference, and why one is not taken on this device.
-check: compares each backend that can run here with the plain form in fp64, from the same rounded inputs: the relative L2 distance of
-outputs and of all gradients, over fast and slow decays, one key, one token, resets. Exit code 1 if one is above its bound."""
+check: compares each backend that can run here, or only the one named, with the plain form in fp64, from the same rounded inputs: the
+relative L2 distance of outputs and of all gradients, over fast and slow decays, one key, one token, resets. Exit code 1 if one is above
+its bound."""
 
 
 def main(argv: list[str]) -> int:
@@ -25,13 +26,17 @@ def main(argv: list[str]) -> int:
     from rwkv.kernels import check as checks
     from rwkv.kernels import registry
 
-    ops = argv[1:] or sorted(registry.ops())
-    if unknown := [op for op in ops if op not in registry.ops()]:
+    named = {arg.removeprefix("kernel=") for arg in argv[1:] if arg.startswith("kernel=")}
+    asked = [arg for arg in argv[1:] if not arg.startswith("kernel=")]
+    if unknown := [op for op in asked if op not in registry.ops()]:
         raise ConfigError(f"{unknown[0]}: no such operation; there are {', '.join(sorted(registry.ops()))}")
+    backends = {op: [name for name in registry.names(op) if not named or name in named] for op in asked or sorted(registry.ops())}
+    if lost := named - {name for names in backends.values() for name in names}:
+        raise ConfigError(f"kernel={min(lost)}: no backend of {', '.join(backends)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}")
-    return check(ops, device, checks) if argv else show(ops, device)
+    return check(backends, device, checks) if argv else show(backends, device)
 
 
 def show(ops, device) -> int:
@@ -51,13 +56,13 @@ def show(ops, device) -> int:
     return 0
 
 
-def check(ops, device, checks) -> int:
+def check(backends, device, checks) -> int:
     print("relative L2 distance to fp64, the largest over all cases and the largest of each tensor\n")
     print(f"{'operation':14} {'backend':9} {'dtype':5} {'largest':7} {'bound':5}      where")
     failed = 0
-    for op in ops:
+    for op, names in backends.items():
         cannot: dict[tuple[str, str], list[str]] = {}
-        for found in checks.errors(op, device):
+        for found in checks.errors(op, device, names):
             if isinstance(found, tuple):
                 backend, dtype = found[0].split()
                 cannot.setdefault((backend, found[1]), []).append(dtype)

@@ -33,6 +33,12 @@ def test_what_can_run_here_passes(op, capsys):
     assert all("cannot" in row or row[5] == "ok" for row in rows)
 
 
+def test_one_backend_by_itself(capsys):
+    assert main(["check", "kernel=chunked", "wkv4", "wkv6", "relu_squared"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert {tuple(line.split()[:2]) for line in out if line.startswith(("wkv", "relu"))} == {("wkv4", "chunked"), ("wkv6", "chunked")}
+
+
 SPOILT = [(lambda y: y + 0.01 * y.detach().mean(), "y"), (lambda y: y + 1e-3 * (y - y.detach()), "d"), (lambda y: y * float("nan"), "")]
 
 
@@ -53,4 +59,6 @@ def test_a_wrong_output_and_a_wrong_gradient_fail(spoil, tensor, monkeypatch, ca
 def test_what_is_no_operation_is_refused(capsys):
     assert guarded(main, ["check", "wkv9"]) == 2
     assert "wkv9: no such operation; there are cross_entropy_, " in capsys.readouterr().err
+    assert guarded(main, ["check", "kernel=chunk", "wkv4"]) == 2
+    assert "kernel=chunk: no backend of wkv4" in capsys.readouterr().err
     assert guarded(main, ["chek"]) == 2
