@@ -29,6 +29,16 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def shared_memory(x: Tensor) -> int:
+    """Bytes that a program may have on the device of `x`; where it is no CUDA device, as many as on an H100."""
+    return _shared_memory(x.device.index) if x.is_cuda else 227 << 10
+
+
+@functools.cache
+def _shared_memory(device: int) -> int:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def on_device_of(x: Tensor):
     """The context of a launch: Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from rwkv.kernels.fused import add_
+
 MASTER = "master"  # beside Adam's own entries: exp_avg, exp_avg_sq, step
 
 
@@ -113,7 +115,7 @@ def _adder(master: Tensor):
         if master.grad is None:
             master.grad = param.grad.float()
         else:
-            master.grad += param.grad
+            add_(master.grad, param.grad)
         param.grad = None
 
     return add

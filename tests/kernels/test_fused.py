@@ -103,7 +103,7 @@ INTERPRET = """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # what torch.empty gives is then NaN
     from rwkv.kernels.fused import triton
-    triton.PROGRAMS = 6  # several tokens a program, at these sizes
+    triton.MULTIPROCESSORS, triton.HEAD_TILE = 1, 64  # several tokens a program, and several tiles, at these sizes
     from tests.kernels import triton_interpreter
     from rwkv.kernels import registry
     from tests.kernels.test_fused import CASES, cross_entropies, distance, worst
@@ -115,6 +115,10 @@ INTERPRET = """
         print(name.replace(" ", "_"), distance(name, dtype))
     for l2wrap in (0.0, 0.3):
         print("cross_entropy", worst(*cross_entropies(dtype, "cpu", l2wrap)))
+    total, part = torch.randn(3, 2000), torch.randn(3, 2000).to(dtype)
+    wanted = total + part
+    triton.add_(total, part)
+    print("add_", 0.0 if total.equal(wanted) else 1.0)
 """
 
 
@@ -123,7 +127,7 @@ INTERPRET = """
 def test_in_the_interpreter(dtype):
     out = interpret(INTERPRET, str(dtype).removeprefix("torch."))
     found = list(zip(out[::2], map(float, out[1::2]), strict=True))
-    assert len(found) == len(CASES) + 2 and all(x < BOUNDS[dtype] for _, x in found), found
+    assert len(found) == len(CASES) + 3 and all(x < BOUNDS[dtype] for _, x in found), found
 
 
 @pytest.mark.gpu
@@ -132,3 +136,12 @@ def test_in_the_interpreter(dtype):
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu(name, dtype):
     assert distance(name, dtype, "cuda") < BOUNDS[dtype]
+
+
+@pytest.mark.gpu
+@cuda
+def test_a_large_sum_is_that_of_pytorch():
+    total, part = torch.randn(1025, 1024, device="cuda"), torch.randn(1025, 1024, device="cuda").bfloat16()
+    wanted = total + part
+    fused.add_(total, part)
+    assert total.equal(wanted)

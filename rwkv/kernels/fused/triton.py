@@ -12,8 +12,9 @@ from rwkv.kernels.fused.plain import GROUP_NORM_EPS
 from rwkv.kernels.gpu import cdiv
 
 LAYER_NORM_EPS = 1e-5
-PROGRAMS = 528  # of a kernel that sums over tokens: four for each multiprocessor of an H100
-HEAD_TOKENS = 16  # tokens of one head that a program has at a time
+MULTIPROCESSORS = 132  # of an H100: kernels that go along the tokens are a few programs for each
+HEAD_TILE = 512  # numbers of one head that a program has at a time
+STAGES = 3  # tokens (or tiles) of which two are on their way while one is worked on
 once = torch.autograd.function.once_differentiable
 
 
@@ -45,12 +46,17 @@ def relu_squared(x):
 
 def cross_entropy_(logits, targets, scale, l2wrap, gradient):
     n, V = logits.shape
+    block = min(8192, _power(V))
     losses = torch.empty(n, dtype=torch.float32, device=logits.device)
     _launch(
         "cross_entropy", logits, n, logits, targets, scale, losses, V, l2wrap,
-        BLOCK=min(8192, _power(V)), L2WRAP=bool(l2wrap), GRADIENT=gradient, num_warps=8,
+        BLOCK=block, L2WRAP=bool(l2wrap), GRADIENT=gradient, num_warps=max(1, block // 512),
     )  # fmt: skip
     return losses
+
+
+def add_(total, part):
+    _launch("add_in_place", total, cdiv(total.numel(), 4096), total, part, total.numel(), BLOCK=4096)
 
 
 class _NormMix(torch.autograd.Function):
@@ -61,11 +67,11 @@ class _NormMix(torch.autograd.Function):
         sums = x if out is None else torch.empty_like(x)
         mixed, end = last.new_empty(M, B, T, C), last.new_empty(B, C)
         mean, rstd = torch.empty(2, B, T, dtype=torch.float32, device=x.device)
-        run, runs = _runs(T, B)
+        run, runs = _runs(T, B, 8)
         _launch(
             "norm_mix_forward", x, B * runs, x, x if out is None else out.contiguous(), sums, weight, bias, last, mix,
             x if flags is None else flags, mixed, end, mean, rstd, T, C, run, runs, x.numel(),
-            EPS=LAYER_NORM_EPS, M=M, ADD=out is not None, RESET=flags is not None, **_whole(C),
+            EPS=LAYER_NORM_EPS, M=M, ADD=out is not None, RESET=flags is not None, **_whole(C, 2, x),
         )  # fmt: skip
         ctx.save_for_backward(sums, weight, bias, last, mix, flags, mean, rstd)
         return x.view_as(x) if out is None else sums, *mixed.unbind(0), end
@@ -76,13 +82,14 @@ class _NormMix(torch.autograd.Function):
         *grads, dend = (g.contiguous() for g in dmixed_dend)
         sums, weight, bias, last, mix, flags, mean, rstd = ctx.saved_tensors
         (B, T, C), M = sums.shape, len(mix)
-        run, runs = _runs(T, B)
+        fitting = (16 if M < 3 else 8) // _warps(C)
+        run, runs = _runs(T, B, max(1, fitting))
         dx, dlast = torch.empty_like(sums), torch.empty_like(last)
         partial = torch.empty(B * runs, M + 2, C, dtype=torch.float32, device=sums.device)
         _launch(
             "norm_mix_backward", sums, B * runs, *grads, *[grads[0]] * (6 - M), dsums.contiguous(), dend, sums, weight, bias, last,
             mix, sums if flags is None else flags, mean, rstd, dx, dlast, partial, T, C, run, runs,
-            M=M, RESET=flags is not None, **_whole(C),
+            M=M, RESET=flags is not None, **_whole(C, M + 2, sums),
         )  # fmt: skip
         total = partial.sum(0)
         dmix, dweight, dbias = total[:M].view_as(mix).to(mix.dtype), total[M].to(weight.dtype), total[M + 1].to(bias.dtype)
@@ -99,9 +106,10 @@ class _Wkv7Inputs(torch.autograd.Function):
         new_k, new_v, minus_kk, kk_a = (r.new_empty(B, T, H, N) if make else v.view(B, T, H, N) for make in (True, residual, True, True))
         bonus = r.new_empty(B, T, H)
         gate, first = (v_gate, v_first) if residual else (v, v)
+        TT = _tile(N, 4)
         _launch(
-            "wkv7_inputs_forward", r, cdiv(B * T, 2 * HEAD_TOKENS) * H, r, k, v, a, gate, first, *params, r_k,
-            new_k, new_v, minus_kk, kk_a, bonus, B * T, H, N=N, NB=_power(N), TT=2 * HEAD_TOKENS, RESIDUAL=residual, num_warps=4,
+            "wkv7_inputs_forward", r, cdiv(B * T, TT) * H, r, k, v, a, gate, first, *params, r_k,
+            new_k, new_v, minus_kk, kk_a, bonus, B * T, H, N=N, NB=_power(N), TT=TT, RESIDUAL=residual, num_warps=4,
         )  # fmt: skip
         ctx.save_for_backward(*inputs)
         return r.view(B, T, H, N), new_k, new_v, minus_kk, kk_a, bonus
@@ -116,12 +124,13 @@ class _Wkv7Inputs(torch.autograd.Function):
         gate, first = (v_gate, v_first) if residual else (v, v)
         out_r, out_k, out_a = (torch.empty_like(r) for _ in range(3))
         out_v, out_gate, out_first = (torch.empty_like(r) if residual else None for _ in range(3))
-        run, runs = _head_runs(B * T, H)
+        TT = _tile(N)
+        run, runs = _head_runs(B * T, H, TT)
         partial = torch.empty(runs, 5, C, dtype=torch.float32, device=r.device)
         _launch(
             "wkv7_inputs_backward", r, runs * H, *grads, r, k, v, a, gate, first, *params, r_k,
             out_r, out_k, *(r if x is None else x for x in (out_v, out_a, out_gate, out_first)), partial, B * T, H, run,
-            N=N, NB=_power(N), TT=HEAD_TOKENS, RESIDUAL=residual, num_warps=4,
+            N=N, NB=_power(N), TT=TT, RESIDUAL=residual, STAGES=_stages(11 * HEAD_TILE, r), num_warps=4,
         )  # fmt: skip
         sums = [s.view_as(p).to(p.dtype) for s, p in zip(partial.sum(0), (*params, r_k), strict=True)]
         if not residual:
@@ -135,9 +144,10 @@ class _Wkv7Readout(torch.autograd.Function):
         y, v, bonus, g, weight, bias = (x.contiguous() for x in inputs)
         B, T, H, N = y.shape
         out = torch.empty_like(g)
+        TT = _tile(N, 4)
         _launch(
-            "wkv7_readout_forward", y, cdiv(B * T, 2 * HEAD_TOKENS) * H, y, v, bonus, g, weight, bias, out, B * T, H,
-            N=N, NB=_power(N), TT=2 * HEAD_TOKENS, EPS=GROUP_NORM_EPS, num_warps=4,
+            "wkv7_readout_forward", y, cdiv(B * T, TT) * H, y, v, bonus, g, weight, bias, out, B * T, H,
+            N=N, NB=_power(N), TT=TT, EPS=GROUP_NORM_EPS, num_warps=4,
         )  # fmt: skip
         ctx.save_for_backward(y, v, bonus, g, weight, bias)
         return out
@@ -148,11 +158,12 @@ class _Wkv7Readout(torch.autograd.Function):
         y, v, bonus, g, weight, bias = ctx.saved_tensors
         B, T, H, N = y.shape
         dy, dv, dbonus, dg = (torch.empty_like(x) for x in (y, v, bonus, g))
-        run, runs = _head_runs(B * T, H)
+        TT = _tile(N)
+        run, runs = _head_runs(B * T, H, TT)
         partial = torch.empty(runs, 2, H * N, dtype=torch.float32, device=y.device)
         _launch(
             "wkv7_readout_backward", y, runs * H, dout.contiguous(), y, v, bonus, g, weight, bias, dy, dv, dbonus, dg, partial,
-            B * T, H, run, N=N, NB=_power(N), TT=HEAD_TOKENS, EPS=GROUP_NORM_EPS, num_warps=4,
+            B * T, H, run, N=N, NB=_power(N), TT=TT, EPS=GROUP_NORM_EPS, STAGES=_stages(4 * HEAD_TILE, y), num_warps=4,
         )  # fmt: skip
         dweight, dbias = partial.sum(0)
         return dy, dv, dbonus, dg, dweight.to(weight.dtype), dbias.to(bias.dtype)
@@ -188,18 +199,32 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _whole(C: int) -> dict[str, int]:
-    """How a program holds all channels of a token: eight or fewer a thread."""
-    return {"BLOCK": _power(C), "num_warps": min(16, max(1, _power(C) // 256))}
+def _whole(C: int, inputs: int, like: Tensor) -> dict[str, int]:
+    """How a program holds all channels of a token, eight or fewer a thread, of so many inputs."""
+    return {"BLOCK": _power(C), "num_warps": _warps(C), "STAGES": _stages(inputs * _power(C), like)}
 
 
-def _runs(T: int, rows: int) -> tuple[int, int]:
-    """(tokens of a program, programs a row)."""
-    run = cdiv(T, max(1, PROGRAMS // rows))
+def _warps(C: int) -> int:
+    return min(16, max(1, _power(C) // 256))
+
+
+def _stages(numbers: int, like: Tensor) -> int:
+    """STAGES, or as many as there is shared memory for, of which each but one takes so many numbers of the dtype of `like`; a little is for sums."""
+    return min(STAGES, 1 + (gpu.shared_memory(like) - (16 << 10)) // (numbers * like.element_size()))
+
+
+def _runs(T: int, rows: int, programs: int) -> tuple[int, int]:
+    """(tokens of a program, programs a row), of so many programs for each multiprocessor."""
+    run = cdiv(T, max(1, programs * MULTIPROCESSORS // rows))
     return run, cdiv(T, run)
 
 
-def _head_runs(tokens: int, H: int) -> tuple[int, int]:
+def _tile(N: int, times: int = 1) -> int:
+    """Tokens of one head that a program has at a time."""
+    return max(1, times * HEAD_TILE // _power(N))
+
+
+def _head_runs(tokens: int, H: int, tile: int) -> tuple[int, int]:
     """(tokens of a program, programs a head), in whole tiles."""
-    run = cdiv(cdiv(tokens, max(1, 4 * PROGRAMS // H)), HEAD_TOKENS) * HEAD_TOKENS
+    run = cdiv(cdiv(tokens, max(1, 8 * MULTIPROCESSORS // H)), tile) * tile
     return run, cdiv(tokens, run)

@@ -30,14 +30,21 @@ def _put(x, at, value, live):
 
 
 @triton.jit
-def _mix_one(mix, i: tl.constexpr, z, d, mixed, plane, at, c, live, C):
-    _put(mixed, i * plane + at, z + d * _load(mix, i * C + c, live), live)
+def _mixes(mix, c, live, C, M: tl.constexpr):
+    """The M rows of mix, and as many times the last as are wanting to six. Loaded once, before a loop whose loads run ahead."""
+    m0 = tl.load(mix + c, mask=live, other=0.0)
+    m1 = tl.load(mix + C + c, mask=live, other=0.0) if M > 1 else m0
+    m2 = tl.load(mix + 2 * C + c, mask=live, other=0.0) if M > 2 else m1
+    m3 = tl.load(mix + 3 * C + c, mask=live, other=0.0) if M > 3 else m2
+    m4 = tl.load(mix + 4 * C + c, mask=live, other=0.0) if M > 4 else m3
+    m5 = tl.load(mix + 5 * C + c, mask=live, other=0.0) if M > 5 else m4
+    return m0, m1, m2, m3, m4, m5
 
 
 @triton.jit
 def norm_mix_forward(
     x, out, sums, weight, bias, last, mix, reset, mixed, end, mean, rstd, T, C, run, runs, plane,
-    EPS: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, RESET: tl.constexpr,
+    EPS: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, RESET: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """sums = x + out (if ADD), its mean and 1/deviation, mixed [M, B, T, C], and end, the last token's z."""
     pid = tl.program_id(0).to(tl.int64)
@@ -45,6 +52,7 @@ def norm_mix_forward(
     c = tl.arange(0, BLOCK)
     live = c < C
     w, b = _load(weight, c, live), _load(bias, c, live)
+    m0, m1, m2, m3, m4, m5 = _mixes(mix, c, live, C, M)
     dtype = mixed.dtype.element_ty
     if t0 == 0:
         before = _load(last, row * C + c, live)
@@ -55,7 +63,7 @@ def norm_mix_forward(
             value = (value + _load(out, at, live)).to(sums.dtype.element_ty).to(tl.float32)
         off = tl.where(live, value - tl.sum(value, 0) / C, 0.0)
         before = (off * tl.rsqrt(tl.sum(off * off, 0) / C + EPS) * w + b).to(dtype).to(tl.float32)
-    for t in range(t0, tl.minimum(t0 + run, T)):
+    for t in tl.range(t0, tl.minimum(t0 + run, T), num_stages=STAGES):
         token = row * T + t
         at = token * C + c
         value = _load(x, at, live)
@@ -71,47 +79,57 @@ def norm_mix_forward(
         if RESET:
             before = tl.where(tl.load(reset + token) != 0, 0.0, before)
         d = before - z
-        for i in tl.static_range(M):
-            _mix_one(mix, i, z, d, mixed, plane, at, c, live, C)
+        _put(mixed, at, z + d * m0.to(tl.float32), live)
+        if M > 1:
+            _put(mixed, plane + at, z + d * m1.to(tl.float32), live)
+        if M > 2:
+            _put(mixed, 2 * plane + at, z + d * m2.to(tl.float32), live)
+        if M > 3:
+            _put(mixed, 3 * plane + at, z + d * m3.to(tl.float32), live)
+        if M > 4:
+            _put(mixed, 4 * plane + at, z + d * m4.to(tl.float32), live)
+        if M > 5:
+            _put(mixed, 5 * plane + at, z + d * m5.to(tl.float32), live)
         before = z
     if t0 + run >= T:
         _put(end, row * C + c, before, live)
 
 
 @triton.jit
-def _take(g, mix, i: tl.constexpr, at, c, live, C, here, back):
+def _take(g, m, at, live, here, back):
     """One mixed input's gradient, and what it gives to its token and to the one before."""
     grad = _load(g, at, live)
-    to_back = grad * _load(mix, i * C + c, live)
+    to_back = grad * m.to(tl.float32)
     return grad, here + grad - to_back, back + to_back
 
 
 @triton.jit
-def _back_of(g0, g1, g2, g3, g4, g5, mix, at, c, live, C, M: tl.constexpr):
+def _back_of(g0, g1, g2, g3, g4, g5, m0, m1, m2, m3, m4, m5, at, live, M: tl.constexpr):
     """What a token's mixed inputs give to the token before."""
-    back = _load(g0, at, live) * _load(mix, c, live)
+    back = _load(g0, at, live) * m0.to(tl.float32)
     if M > 1:
-        back += _load(g1, at, live) * _load(mix, C + c, live)
+        back += _load(g1, at, live) * m1.to(tl.float32)
     if M > 2:
-        back += _load(g2, at, live) * _load(mix, 2 * C + c, live)
+        back += _load(g2, at, live) * m2.to(tl.float32)
     if M > 3:
-        back += _load(g3, at, live) * _load(mix, 3 * C + c, live)
+        back += _load(g3, at, live) * m3.to(tl.float32)
     if M > 4:
-        back += _load(g4, at, live) * _load(mix, 4 * C + c, live)
+        back += _load(g4, at, live) * m4.to(tl.float32)
     if M > 5:
-        back += _load(g5, at, live) * _load(mix, 5 * C + c, live)
+        back += _load(g5, at, live) * m5.to(tl.float32)
     return back
 
 
 @triton.jit
-def _normed(x, mean, rstd, token, c, live, C):
-    return (_load(x, token * C + c, live) - tl.load(mean + token)) * tl.load(rstd + token)
+def _normed(x, mean, rstd, token, there, c, live, C):
+    """0 where the token is not there."""
+    return (_load(x, token * C + c, live & there) - tl.load(mean + token, mask=there, other=0.0)) * tl.load(rstd + token, mask=there, other=0.0)
 
 
 @triton.jit
 def norm_mix_backward(
     g0, g1, g2, g3, g4, g5, dsums, dend, sums, weight, bias, last, mix, reset, mean, rstd, dx, dlast, partial, T, C, run, runs,
-    M: tl.constexpr, BLOCK: tl.constexpr, RESET: tl.constexpr,
+    M: tl.constexpr, BLOCK: tl.constexpr, RESET: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """From the last token of the run to its first. partial: [programs, M + 2, C], sums for mix, weight and bias."""
     pid = tl.program_id(0).to(tl.int64)
@@ -119,49 +137,47 @@ def norm_mix_backward(
     c = tl.arange(0, BLOCK)
     live = c < C
     w, b = _load(weight, c, live), _load(bias, c, live)
+    m0, m1, m2, m3, m4, m5 = _mixes(mix, c, live, C, M)
     dtype = dlast.dtype.element_ty
     zero = tl.zeros([BLOCK], tl.float32)
     s0, s1, s2, s3, s4, s5, sum_w, sum_b = zero, zero, zero, zero, zero, zero, zero, zero
     t1 = tl.minimum(t0 + run, T)
     if t1 < T:  # what the token after the run gives
-        carry = _back_of(g0, g1, g2, g3, g4, g5, mix, (row * T + t1) * C + c, c, live, C, M)
+        carry = _back_of(g0, g1, g2, g3, g4, g5, m0, m1, m2, m3, m4, m5, (row * T + t1) * C + c, live, M)
         if RESET:
             carry = tl.where(tl.load(reset + row * T + t1) != 0, 0.0, carry)
     else:
         carry = _load(dend, row * C + c, live)
-    hat = _normed(sums, mean, rstd, row * T + t1 - 1, c, live, C)
-    for i in range(0, t1 - t0):
+    hat = _normed(sums, mean, rstd, row * T + t1 - 1, True, c, live, C)
+    z_last = _load(last, row * C + c, live)
+    for i in tl.range(0, t1 - t0, num_stages=STAGES):
         t = t1 - 1 - i
         token = row * T + t
         at = token * C + c
         z = (hat * w + b).to(dtype).to(tl.float32)
-        hat_before = zero
-        if t > 0:
-            hat_before = _normed(sums, mean, rstd, token - 1, c, live, C)
-            before = (hat_before * w + b).to(dtype).to(tl.float32)
-        else:
-            before = _load(last, row * C + c, live)
+        hat_before = _normed(sums, mean, rstd, token - 1, t > 0, c, live, C)
+        before = tl.where(t > 0, (hat_before * w + b).to(dtype).to(tl.float32), z_last)
         if RESET:
             fresh = tl.load(reset + token) != 0
             before = tl.where(fresh, 0.0, before)
         d = before - z
         here, back = carry, zero
-        grad, here, back = _take(g0, mix, 0, at, c, live, C, here, back)
+        grad, here, back = _take(g0, m0, at, live, here, back)
         s0 += grad * d
         if M > 1:
-            grad, here, back = _take(g1, mix, 1, at, c, live, C, here, back)
+            grad, here, back = _take(g1, m1, at, live, here, back)
             s1 += grad * d
         if M > 2:
-            grad, here, back = _take(g2, mix, 2, at, c, live, C, here, back)
+            grad, here, back = _take(g2, m2, at, live, here, back)
             s2 += grad * d
         if M > 3:
-            grad, here, back = _take(g3, mix, 3, at, c, live, C, here, back)
+            grad, here, back = _take(g3, m3, at, live, here, back)
             s3 += grad * d
         if M > 4:
-            grad, here, back = _take(g4, mix, 4, at, c, live, C, here, back)
+            grad, here, back = _take(g4, m4, at, live, here, back)
             s4 += grad * d
         if M > 5:
-            grad, here, back = _take(g5, mix, 5, at, c, live, C, here, back)
+            grad, here, back = _take(g5, m5, at, live, here, back)
             s5 += grad * d
         sum_w += here * hat
         sum_b += here
@@ -230,7 +246,7 @@ def wkv7_inputs_forward(
 def wkv7_inputs_backward(
     dr, dk, dv, dminus_kk, dkk_a, dbonus, r, k, v, a, v_gate, v_first, a0, v0, k_k, k_a, r_k,
     out_r, out_k, out_v, out_a, out_gate, out_first, partial, tokens, H, run,
-    N: tl.constexpr, NB: tl.constexpr, TT: tl.constexpr, RESIDUAL: tl.constexpr,
+    N: tl.constexpr, NB: tl.constexpr, TT: tl.constexpr, RESIDUAL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """partial: [runs, 5, C], sums for a0, v0, k_k, k_a and r_k."""
     pid = tl.program_id(0).to(tl.int64)
@@ -241,7 +257,7 @@ def wkv7_inputs_backward(
     p_v0 = _load(v0, c, on)
     zero = tl.zeros([TT, NB], tl.float32)
     sum_a0, sum_v0, sum_k_k, sum_k_a, sum_r_k = zero, zero, zero, zero, zero
-    for start in range(first, tl.minimum(first + run, tokens), TT):
+    for start in tl.range(first, tl.minimum(first + run, tokens), TT, num_stages=STAGES):
         t = start + tl.arange(0, TT)
         live = (t < tokens)[:, None] & on[None, :]
         at = t[:, None] * (H * N) + c[None, :]
@@ -301,7 +317,7 @@ def wkv7_readout_forward(y, v, bonus, g, weight, bias, out, tokens, H, N: tl.con
 @triton.jit
 def wkv7_readout_backward(
     dout, y, v, bonus, g, weight, bias, dy, dv, dbonus, dg, partial, tokens, H, run,
-    N: tl.constexpr, NB: tl.constexpr, TT: tl.constexpr, EPS: tl.constexpr,
+    N: tl.constexpr, NB: tl.constexpr, TT: tl.constexpr, EPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """partial: [runs, 2, C], sums for weight and bias."""
     pid = tl.program_id(0).to(tl.int64)
@@ -310,7 +326,7 @@ def wkv7_readout_backward(
     on, c = n < N, h * N + n
     w, b = _load(weight, c, on), _load(bias, c, on)
     sum_w, sum_b = tl.zeros([TT, NB], tl.float32), tl.zeros([TT, NB], tl.float32)
-    for start in range(first, tl.minimum(first + run, tokens), TT):
+    for start in tl.range(first, tl.minimum(first + run, tokens), TT, num_stages=STAGES):
         t = start + tl.arange(0, TT)
         live = (t < tokens)[:, None] & on[None, :]
         at = t[:, None] * (H * N) + c[None, :]
@@ -331,7 +347,7 @@ def wkv7_readout_backward(
     tl.store(at + H * N, tl.sum(sum_b, 0), mask=on)
 
 
-# ---- squared ReLU, cross-entropy ----
+# ---- squared ReLU, cross-entropy, sums of gradients ----
 
 
 @triton.jit
@@ -377,3 +393,9 @@ def cross_entropy(logits, targets, scale, losses, V, l2wrap, BLOCK: tl.constexpr
             if L2WRAP:
                 grad += tl.where(at == best, l2wrap * highest, 0.0)
             _put(logits, at, grad * share, at < V)
+
+
+@triton.jit
+def add_in_place(total, part, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    _put(total, at, _load(total, at, at < size) + _load(part, at, at < size), at < size)
