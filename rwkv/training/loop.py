@@ -203,8 +203,9 @@ def optimizer_step(session: Session, step: Step, display: Display) -> dict[str, 
     """Turn the gradients of a finished `step` into an update, unless they are bad; returns its record of metrics."""
     strategy = session.strategy
     unsound = torch.stack([~x.isfinite().all() for x in step.carry.tensors()]).sum().double().view(1)
+    norm = strategy.clip(session.cfg.optim.clip)  # before the losses are waited for: launched while the last chunk runs
     *losses, unsound = session.ranks.sum(torch.cat([step.loss, unsound])).tolist()
-    loss, norm = sum(losses), strategy.clip(session.cfg.optim.clip)
+    loss = sum(losses)
     wrong = session.guard.judge(loss, norm, unsound == 0)
     if session.ranks.any(wrong is not None):
         return pass_over(session, step, display, wrong or "bad on another rank")

@@ -72,8 +72,9 @@ def measure(layers: int, width: int, rows: int, recompute: bool | str, plain: bo
         batch = Batch.of(np.random.default_rng(i).integers(0, VOCAB, (rows, CTX + 1)).astype(np.uint16))
         torch.cuda.synchronize()
         start = time.perf_counter()
-        losses.append(gradient(run, batch, state, settings, batch.predicted).loss.item())
-        optimizer.clip(1.0)
+        loss = gradient(run, batch, state, settings, batch.predicted).loss
+        optimizer.clip(1.0).item()  # as the trainer, which judges it
+        losses.append(loss.item())
         optimizer.step(1e-4)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
