@@ -13,6 +13,7 @@ struct Right {
     unsigned x[4];
     DEVICE Right() {}
     DEVICE Right(const Block& b) : x{b.x[0], b.x[2], b.x[1], b.x[3]} {}
+    DEVICE Block left() const { return {{x[0], x[2], x[1], x[3]}}; }
 };
 
 struct Sum {

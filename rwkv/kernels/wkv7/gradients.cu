@@ -79,11 +79,10 @@ gradients(
     Sum UT[2] = {}, XT[2] = {}, dV[2] = {};
     UNROLL for (int x = 0; x < N; x += 16) {
         const Block s = load(state, own, x), g = load(grad, own, x);
-        const Right gs = load_right(grad, own, x);
         UNROLL for (int m = 0; m < 2; m++) {
             multiply(UT[m], s, load_right(At, 16 * m, x)), multiply(UT[m], s, load_right(At_rest, 16 * m, x));
             multiply(XT[m], g, load_right(Bh, 16 * m, x)), multiply(XT[m], g, load_right(Bh_rest, 16 * m, x));
-            multiply(dV[m], load(Kh, 16 * m, x), gs);
+            multiply(dV[m], load(Kh, 16 * m, x), g);
         }
     }
     UNROLL for (int m = 0; m < 2; m++) mask(UT[m], 0, 16 * m, [&](int) { return segments.first; });
@@ -132,7 +131,7 @@ gradients(
             multiply(dA[m], load(X, 16 * m, y), s), multiply(dR[m], load(dY, 16 * m, y), s);
             multiply(dB[m], load(U, 16 * m, y), g), multiply(dK[m], load(V, 16 * m, y), g);
         }
-        multiply(both, load_transposed(state, y, own), g);
+        multiply(both, s.left(), g);
     }
     if (segments.starts) {
         auto kept = [&](int t) { return segments.first & 1u << t ? -1u : 0; };
