@@ -21,17 +21,19 @@ if [ "${BENCHMARKS:-1}" = 1 ]; then
 fi
 
 [ "${CHECKS:-1}" = 1 ] || exit $failed
+export OMP_NUM_THREADS=2  # of each of those side by side
 running=()
 side_by_side() { "$@" & running+=($!); }
 tests() { "$python" -m pytest -m gpu -rs -n 6 2>&1 | tee "$out/tests-gpu.txt"; }
 check() { "$python" -m rwkv.kernels check > "$out/kernels-gpu.txt"; }
 loss() {
-    "$python" scripts/loss_compare.py model.kernel=triton model.kernel=reference --seeds 2 --write "$out/loss-gpu.md" -- \
+    "$python" scripts/loss_compare.py model.kernel=cuda model.kernel=reference --seeds 2 --write "$out/loss-gpu.md" -- \
         trainer.tokens=512k model.n_layer=2 precision=bf16
 }
 sanitized() {  # without torch's cache each tensor is an allocation of its own, and what is read beyond it is seen
-    local tool=$1 found; shift
-    found=$(PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -m rwkv.kernels check kernel=triton "$@" 2>&1)
+    local tool=$1 found cuda=; shift
+    [ "$1" != wkv7 ] || cuda=kernel=cuda
+    found=$(PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -m rwkv.kernels check kernel=triton $cuda "$@" 2>&1)
     local code=$?
     echo "$tool $*: $(tail -1 <<< "$found" | tr -d =)" >> "$out/sanitizer-gpu.txt"
     [ $code = 0 ] || { echo "$found" | tail -40; return 1; }

@@ -67,6 +67,8 @@ def errors(op: str, device: torch.device, backends: list[str]) -> Iterator[Error
 def compare(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> Errors:
     plain, errors = next(name for name in registry.names(op) if name in PLAIN), Errors(op, backend, dtype)
     for case in cases(op):
+        if "r" in case.inputs and registry.cannot(op, backend, case.inputs["r"].to(device, dtype)):
+            continue  # other heads than it takes
         rounded = {name: x.to(dtype if name not in FP32 else state_dtype(x.to(dtype))).double() for name, x in case.inputs.items()}
         want = results(case, rounded, torch.float64, plain, torch.device("cpu"), dtype)
         got = results(case, rounded, dtype, backend, device, dtype)

@@ -62,7 +62,7 @@ def passed_over(op: str, sample: Tensor) -> dict[str, str]:
 def chosen(op: str, backend: str, sample: Tensor) -> str:
     """The name of the backend that `pick` would run. Raises KernelError as `pick` does."""
     if backend == "auto":
-        return next(name for name, reason in why_not(op, sample).items() if reason is None)
+        return next(b.name for b in _OPS[op].values() if not (b.can(sample) or b.auto(sample)))
     if backend not in _OPS[op]:
         raise KernelError(f"kernel={backend}: {op} has no such backend; it has {', '.join(names(op))}")
     if reason := _OPS[op][backend].can(sample):

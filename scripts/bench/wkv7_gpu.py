@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import runpy
 import statistics
@@ -26,11 +27,12 @@ from rwkv.kernels.wkv7 import triton as backend
 from rwkv.kernels.wkv7.chunked import wkv7_chunked
 
 N = 64
+KERNELS = backend.FACTORS.name, backend.GRADIENTS.name
 SHAPES = [(8, 4096, 12), (1, 4096, 12), (8, 4096, 32), (1, 4096, 32), (1, 16384, 64), (8, 4096, 64), (1, 65536, 32)]  # B, T, H
 NAMES = ["y", "S", "dr", "dw", "dk", "dv", "da", "db", "dS0"]
 START = time.perf_counter()
 
-# name: dtype, T, decay, resets, and B, H if not 2, 2, and changes to the plan
+# name: dtype, T, decay, resets, and B, H if not 2, 2, and changes to the plan (`kernels` that are CUDA's, and fields of `Plan`)
 CHECKS = {
     "bf16": (torch.bfloat16, 4096, "mixed", False),
     "bf16 resets, T=1000": (torch.bfloat16, 1000, "mixed", True),
@@ -38,7 +40,7 @@ CHECKS = {
     "bf16 slow decay": (torch.bfloat16, 4096, "slow", False),
     "bf16 slow decay, T=65536": (torch.bfloat16, 65536, "slow", False, 1, 1),
     "bf16 one key": (torch.bfloat16, 4096, "one key", False),
-    "bf16, none that is CUDA's": (torch.bfloat16, 4096, "mixed", False, 2, 2, {"cuda": (), "fused_chain": (False, False)}),
+    "bf16, none that is CUDA's": (torch.bfloat16, 4096, "mixed", False, 2, 2, {"kernels": (), "fused_chain": (False, False)}),
     "bf16 T=1": (torch.bfloat16, 1, "mixed", False),
     "bf16 B=50 H=4 T=500": (torch.bfloat16, 500, "mixed", True, 50, 4),
     "fp32": (torch.float32, 4096, "mixed", False),
@@ -50,7 +52,7 @@ CHECKS = {
 # changes to the plan, tried on VARIANT_SHAPES, a fused chain on all; each is compiled in a process of its own beforehand
 VARIANTS = {
     "as planned": {},
-    "none that is CUDA's": {"cuda": ()},
+    "none that is CUDA's": {"kernels": ()},
     "chain by itself": {"fused_chain": (False, False)},
     "fused chain 16 rows": {"fused_chain": (True, True), "rows": 16, "chain": (16, 4)},
     "fused chain 32 rows": {"fused_chain": (True, True), "rows": 32, "chain": (16, 3)},
@@ -62,11 +64,11 @@ VARIANTS = {
     "8 warps, 128 registers": {"factors": (8, 128), "gradients": (8, 128), "small": (8, None)},
     "8 warps, 80 registers": {"factors": (8, 80), "gradients": (8, 80), "small": (1, None)},
     "2 warps": {"factors": (2, None), "gradients": (2, None), "rows": 16, "chain": (16, 3)},
-    "chunk 64, 4 warps": {"chunk": 64, "factors": (4, None), "gradients": (4, None), "rows": 32},
-    "chunk 64, 8 warps": {"chunk": 64, "factors": (8, None), "gradients": (8, None), "small": (8, None), "rows": 16},
-    "chunk 64, 8 warps, 128 registers": {"chunk": 64, "factors": (8, 128), "gradients": (8, 128), "rows": 64},
-    "chunk 16, 4 warps, 128 registers": {"chunk": 16, "factors": (4, 128), "gradients": (4, 128)},
-    "chunk 16, 2 warps": {"chunk": 16, "factors": (2, None), "gradients": (2, None)},
+    "chunk 64, 4 warps": {"kernels": (), "chunk": 64, "factors": (4, None), "gradients": (4, None), "rows": 32},
+    "chunk 64, 8 warps": {"kernels": (), "chunk": 64, "factors": (8, None), "gradients": (8, None), "small": (8, None), "rows": 16},
+    "chunk 64, 8 warps, 128 registers": {"kernels": (), "chunk": 64, "factors": (8, 128), "gradients": (8, 128), "rows": 64},
+    "chunk 16, 4 warps, 128 registers": {"kernels": (), "chunk": 16, "factors": (4, 128), "gradients": (4, 128)},
+    "chunk 16, 2 warps": {"kernels": (), "chunk": 16, "factors": (2, None), "gradients": (2, None)},
     "chain 16 rows, 6 stages": {"rows": 16, "chain": (16, 6)},
     "chain 32 rows, 3 stages": {"rows": 32, "chain": (16, 3)},
     "chain 32 rows of one warp": {"rows": 32, "chain": (32, 4)},
@@ -145,7 +147,7 @@ def check(dtype, T, decay, resets, B=2, H=2, changes={}):
     torch.use_deterministic_algorithms(True, warn_only=True)  # what torch.empty gives is then NaN
     try:
         with changed_plan(changes):
-            got, again = (grads(backend.wkv7_triton, x, reset, dy, ds) for _ in range(2))
+            got, again = (grads(form(dtype, changes), x, reset, dy, ds) for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
     want = grads(wkv7_chunked, [t.double() for t in x], reset, dy.double(), ds.double())
@@ -153,6 +155,10 @@ def check(dtype, T, decay, resets, B=2, H=2, changes={}):
     errors = {n: ((a.double() - b).norm() / b.norm()).item() for n, a, b in pairs}
     moved = {} if all(map(torch.equal, got, again)) else {"moved": 1.0}
     return {"worst": max(errors.values(), key=lambda e: float("inf") if e != e else e)} | moved | errors
+
+
+def form(dtype, changes):
+    return functools.partial(backend.wkv7_triton, kernels=changes.get("kernels", KERNELS) if dtype == torch.bfloat16 else ())
 
 
 def grads(fn, x, reset, dy, ds):
@@ -178,10 +184,10 @@ def make_inputs(B, T, H, decay="mixed", resets=False, dtype=torch.bfloat16):
 
 def speed(B, T, H):
     x, _, (dy, ds) = make_inputs(B, T, H)
-    out = times(backend.wkv7_triton, x, dy, ds)
+    out = times(backend.wkv7_cuda, x, dy, ds)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    grads(backend.wkv7_triton, x, None, dy, ds)
+    grads(backend.wkv7_cuda, x, None, dy, ds)
     out["peak MB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
     if B * T * H <= 2**19:  # larger ones do not fit, or take seconds
         out["chunked"] = median_ms(lambda: grads(wkv7_chunked, x, None, dy, ds), most=5)
@@ -252,8 +258,9 @@ def kernels(shape, changes):
     try:
         with changed_plan(changes):
             # straight to the two halves: autograd's own thread would capture on another stream
-            y, s, kept = backend._forward(x[:6], x[6], None, keep=True)
-            backend._backward(kept, dy, ds)
+            names = changes.get("kernels", KERNELS)
+            y, s, kept = backend._forward(x[:6], x[6], None, names, keep=True)
+            backend._backward(kept, dy, ds, names)
     finally:
         gpu.launch, cuda.Kernel.launch = triton_launch, cuda_launch
     return {"sum": sum(out.values())} | out
@@ -262,7 +269,7 @@ def kernels(shape, changes):
 @contextlib.contextmanager
 def changed_plan(changes):
     plan = backend.plan
-    backend.plan = lambda r: dataclasses.replace(plan(r), **changes)
+    backend.plan = lambda r: dataclasses.replace(plan(r), **{name: x for name, x in changes.items() if name != "kernels"})
     try:
         yield
     finally:
@@ -288,12 +295,13 @@ def compile_ahead(variants):
 
 def warm(name):
     dtype = torch.float32 if "fp32" in name else torch.float16 if "fp16" in name else torch.bfloat16
+    run = form(dtype, VARIANTS.get(name, {}))
     with changed_plan(VARIANTS.get(name, {})):
         for B in (1, 20, 200):  # the plan differs
             x, reset, (dy, ds) = make_inputs(B, 20, 1, "mixed", "resets" in name, dtype)
-            grads(backend.wkv7_triton, x, reset, dy, ds)
+            grads(run, x, reset, dy, ds)
     if name not in VARIANTS or name == "as planned":
-        backend.wkv7_triton(*x, reset)  # without a gradient
+        run(*x, reset)  # without a gradient
     torch.cuda.synchronize()
 
 

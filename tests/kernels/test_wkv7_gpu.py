@@ -1,6 +1,7 @@
 """WKV-7 in Triton: on a GPU where there is one, and in Triton's interpreter on the CPU."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from rwkv.errors import KernelError
-from rwkv.kernels import registry
+from rwkv.kernels import dry, registry
 from rwkv.kernels.wkv7 import triton, wkv7
 from tests.kernels.test_wkv7 import make_inputs, worst
 
@@ -42,7 +43,8 @@ def chunked(*args):
 
 
 def on_gpu(*args):
-    return wkv7(*args, backend="triton")
+    """By the CUDA kernels where they can, else by Triton's."""
+    return wkv7(*args, backend="triton" if registry.cannot("wkv7", "cuda", args[0]) else "cuda")
 
 
 def other_chain():
@@ -146,7 +148,7 @@ def test_rows_of_the_state_may_be_of_any_size():
 
 EMULATE = """
     import ctypes
-    import dataclasses
+    import functools
     import sys
     import torch
     torch.set_num_threads(1)
@@ -156,7 +158,7 @@ EMULATE = """
     from rwkv.kernels import cuda
     from rwkv.kernels.wkv7 import triton
     library, (name,) = ctypes.CDLL(sys.argv[1]), sys.argv[2:]
-    launched, plan = [], triton.plan
+    launched = []
 
     def launch(kernel, blocks, *args):
         launched.append((kernel.name, blocks))
@@ -165,10 +167,9 @@ EMULATE = """
 
     def errors(x, reset, grads):
         for kernels in ((name,), ()):
-            triton.plan = lambda r: dataclasses.replace(plan(r), cuda=kernels)
-            yield worst(*both(triton.wkv7_triton, x, reset, grads, torch.bfloat16))
+            yield worst(*both(functools.partial(triton.wkv7_triton, kernels=kernels), x, reset, grads, torch.bfloat16))
 
-    cuda.Kernel.why_not, cuda.Kernel.launch = lambda kernel, x: None, launch
+    cuda.Kernel.launch = launch
     sizes = [(1, 70, 1, "mixed", True), (2, 33, 2, "fastest", True), (1, 1, 2, "slowest", False), (1, 64, 1, "slowest", False)]
     for i, (B, T, H, decay, resets) in enumerate(sizes):
         x, reset, grads = make_inputs(B, T, H, 64, decay, resets, seed=i)
@@ -178,9 +179,8 @@ EMULATE = """
     print(*errors(repeated_keys(x), reset, grads))
     x, reset, grads = make_inputs(1, 256, 1, 64)
     print(*errors(slow(x), reset, grads))
-    triton.plan = lambda r: dataclasses.replace(plan(r), cuda=(name,))
     with torch.no_grad():  # without what the backward needs
-        triton.wkv7_triton(*[t.bfloat16() for t in x[:6]], x[6].float(), None)
+        triton.wkv7_triton(*[t.bfloat16() for t in x[:6]], x[6].float(), None, kernels=(name,))
 """
 
 
@@ -236,10 +236,18 @@ def test_importing_wkv7_does_not_import_triton():
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
 
 
-def test_reasons():
-    assert registry.cannot("wkv7", "triton", torch.empty(1, 2, 1, 64)) == "CUDA devices only"
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_reasons(backend):
+    assert registry.cannot("wkv7", backend, torch.empty(1, 2, 1, 64)) == "CUDA devices only"
     with pytest.raises(KernelError, match="CUDA devices only"):
-        wkv7(*[torch.randn(1, 2, 1, 64)] * 6, backend="triton")
+        wkv7(*[torch.randn(1, 2, 1, 64)] * 6, backend=backend)
+
+
+def test_what_is_taken_on_a_cuda_device():
+    with dry.on("cuda"):
+        taken = {(N, dtype): registry.chosen("wkv7", "auto", torch.empty(1, 20, 1, N, dtype=dtype)) for N in (32, 64, 256) for dtype in BOUNDS}
+    assert [kind for kind, name in taken.items() if name == "cuda"] == [(64, torch.bfloat16)]
+    assert [N for (N, _), name in taken.items() if name == "chunked"] == [256] * 3
 
 
 def test_inputs_of_different_kinds_are_refused():
@@ -271,17 +279,16 @@ def test_outputs_and_gradients(dtype, case, plan, monkeypatch):
 @pytest.mark.gpu
 @cuda
 @pytest.mark.parametrize("case", [*(x for x in cases() if x[3] == 64), (2, 300, 3, 64, "mixed", True), (1, 96, 2, 64, "one key", False)])
-def test_cuda_kernels_are_as_exact_as_tritons(case, monkeypatch):
+def test_cuda_kernels_are_as_exact_as_tritons(case):
     *shape, decay, resets = case
     x, reset, grads = make_inputs(*shape, "mixed" if decay == "one key" else decay, resets)
     x = repeated_keys(x) if decay == "one key" else x
-    plan, got = triton.plan, {}
+    got = {}
     for kernels in ((), ("chunk_factors",), ("gradients",), ("chunk_factors", "gradients")):
-        monkeypatch.setattr(triton, "plan", lambda r, kernels=kernels: dataclasses.replace(plan(r), cuda=kernels))
-        got[kernels], again = (both(on_gpu, x, reset, grads, torch.bfloat16, "cuda") for _ in range(2))
+        run = functools.partial(triton.wkv7_triton, kernels=kernels)
+        got[kernels], again = (both(run, x, reset, grads, torch.bfloat16, "cuda") for _ in range(2))
         assert all(map(torch.equal, got[kernels][0], again[0]))  # a race would show
-    like = torch.empty(1, dtype=torch.bfloat16, device="cuda")
-    assert [k.why_not(like) for k in (triton.FACTORS, triton.GRADIENTS)] == [None, None]
+    assert registry.chosen("wkv7", "auto", x[0].to("cuda", torch.bfloat16)) == "cuda"
     assert all(worst(*x) < 1.03 * worst(*got[()]) for x in got.values()), {k: worst(*x) for k, x in got.items()}
 
 

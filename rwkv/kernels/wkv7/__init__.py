@@ -42,5 +42,6 @@ def wkv7(
 
 registry.register("wkv7", "reference", wkv7_reference, auto=single_token)
 registry.register("wkv7", "cpu", cpu.wkv7_cpu, can=cpu.why_not, device="cpu")
+registry.register("wkv7", "cuda", triton.wkv7_cuda, can=triton.why_no_cuda, device="cuda")
 registry.register("wkv7", "triton", triton.wkv7_triton, can=triton.why_not, device="cuda")
 registry.register("wkv7", "chunked", wkv7_chunked)

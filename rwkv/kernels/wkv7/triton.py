@@ -1,4 +1,5 @@
-"""WKV-7 on a GPU through Triton: bf16, fp16 and fp32, any T, exact gradients of every input and of the state.
+"""WKV-7 on a GPU through Triton: bf16, fp16 and fp32, any T, exact gradients of every input and of the state. In bf16 with heads of 64,
+what is parallel over chunks is in CUDA too.
 
 Legend: n chunks, G = B*H, C tokens a chunk, N head size. `triton_kernels.py` has the math of P, Q, D, Rw, Y0 and Ti.
 Kept for the backward: the inputs, and for each chunk S, P [N, N], Rw [C, N] and Ti [C, C] in the dtype of the products, P in a finer one;
@@ -14,8 +15,7 @@ from torch import Tensor
 from rwkv.errors import KernelError
 from rwkv.kernels import again, cuda, gpu
 
-# Kernels of triton_kernels.py again, for bf16, chunks of 32 and heads of 64, in 0.6 and 0.5 of their time on an H200. Where one cannot be
-# had, Triton's runs.
+# Kernels of triton_kernels.py again, for bf16, chunks of 32 and heads of 64, in 0.6 and 0.5 of their time on an H200.
 CHUNK, HEAD, WARPS = 32, 64, 4
 SLAB, SQUARE, SCORES = CHUNK * HEAD, HEAD * HEAD, CHUNK * CHUNK
 FACTORS = cuda.Kernel(Path(__file__).with_name("chunk_factors.cu"), shared=2 * (10 * SLAB + 4 * SCORES), threads=32 * WARPS)
@@ -36,25 +36,39 @@ def why_not(r: Tensor) -> str | None:
     return None
 
 
+def why_no_cuda(r: Tensor) -> str | None:
+    """The same of `wkv7_cuda`. Compiles its kernels at the first call."""
+    if reason := why_not(r):
+        return reason
+    if r.dtype != torch.bfloat16 or r.shape[-1] != HEAD:
+        return f"bf16 and heads of {HEAD} only"
+    return FACTORS.why_not(r) or GRADIENTS.why_not(r)
+
+
 def wkv7_triton(
-    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None
+    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, kernels: tuple[str, ...] = ()
 ) -> tuple[Tensor, Tensor]:
     """Args and returns as `rwkv.kernels.wkv7.wkv7`; raises KernelError where they are not of one kind.
 
     In bf16, a, b and what a chunk makes of them (P) must be below 65520, from which fp16 is infinite, and then the state is not finite.
-    With -kk and kk * gate they are of the size of 1.
+    With -kk and kk * gate they are of the size of 1. kernels: those that are CUDA's.
     """
     _check(r, w, k, v, a, b, state, reset)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (r, w, k, v, a, b, state)):
-        return _Triton.apply(r, w, k, v, a, b, state, reset)
-    return _forward([r, w, k, v, a, b], state, reset, keep=False)[:2]
+        return _Triton.apply(r, w, k, v, a, b, state, reset, kernels)
+    return _forward([r, w, k, v, a, b], state, reset, kernels, keep=False)[:2]
+
+
+def wkv7_cuda(*args: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same with the CUDA kernels; for tensors for which `why_no_cuda` has no reason."""
+    return wkv7_triton(*args, kernels=(FACTORS.name, GRADIENTS.name))
 
 
 class _Triton(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *inputs_state_reset):
-        *inputs, state, reset = inputs_state_reset
-        y, last, kept = _forward(inputs, state, reset, keep=True)
+    def forward(ctx, *args):
+        *inputs, state, reset, ctx.kernels = args
+        y, last, kept = _forward(inputs, state, reset, ctx.kernels, keep=True)
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
         return y, last
@@ -62,7 +76,7 @@ class _Triton(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, dlast):
-        return *_backward(ctx.saved_tensors, dy, dlast), None
+        return *_backward(ctx.saved_tensors, dy, dlast, ctx.kernels), None, None
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,6 @@ class Plan:
     factors: tuple[int, int | None] = (4, None)  # warps of chunk_factors, and its most registers a thread
     gradients: tuple[int, int | None] = (4, None)  # the same of gradients
     small: tuple[int, int | None] = (4, None)  # the same of outputs and chain_source
-    cuda: tuple[str, ...] = ("chunk_factors", "gradients")  # the kernels that are CUDA's where they can be
     chain: tuple[int, int] = (16, 4)  # rows of the state a warp, and chunks loaded ahead + 1; a warp alone waits for no other
     fused_chain: tuple[bool, bool] = (False, False)  # forward and backward: does the work of outputs, of chain_source: fewer bytes, more time a chunk
 
@@ -104,11 +117,11 @@ def plan(r: Tensor) -> Plan:
     return Plan(16, torch.float32, "tf32x3", rows, gradients=(8, None), chain=(16, 3))
 
 
-def _forward(inputs, state, reset, keep):
+def _forward(inputs, state, reset, kernels, keep):
     """y, the last state and, if `keep`, what the backward needs."""
     inputs = [x.contiguous() for x in inputs]
     r, state, flags = inputs[0], state.contiguous(), gpu.flags(reset)
-    go = _Launch(r, flags)
+    go = _Launch(r, flags, kernels)
     fused = go.plan.fused_chain[0]
     S = go.tile(go.N, go.N) if keep or not fused else None
     y, last = torch.empty_like(r), torch.empty_like(state)
@@ -129,19 +142,19 @@ def _factors(go, inputs, keep):
     C, N = go.plan.chunk, go.N
     P, Q, Rw, Y0 = go.tile(N, N, dtype=go.plan.finer), go.tile(N, N), go.tile(C, N), go.tile(C, N)
     D, Ti = torch.empty(go.G, go.n, N, dtype=torch.float32, device=P.device), go.tile(C, C) if keep else P
-    if go.in_cuda(FACTORS):
+    if FACTORS.name in go.kernels:
         go.blocks(FACTORS, *inputs, go.reset_flags, P, Q, D, Rw, Y0, Ti if keep else None)
     else:
         go.chunks("chunk_factors", *inputs, go.flags, P, Q, D, Rw, Y0, Ti, RESET=go.reset, KEEP=keep)
     return P, Q, D, Rw, Y0, Ti
 
 
-def _backward(kept, dy, dlast):
+def _backward(kept, dy, dlast, kernels):
     """The gradients of the six inputs and of the first state."""
     *inputs, flags, S, P, D, Rw, Ti = kept
     r = inputs[0]
     B, _, H, N = r.shape
-    go = _Launch(r, flags)
+    go = _Launch(r, flags, kernels)
     dy = torch.zeros_like(r) if dy is None else dy.contiguous()
     dlast = torch.zeros(B, H, N, N, dtype=torch.float32, device=r.device) if dlast is None else dlast.contiguous()
     Gr, dstate = go.tile(N, N), torch.empty_like(dlast)
@@ -155,7 +168,7 @@ def _backward(kept, dy, dlast):
             Q = go.tile(N, N)
             go.chunks("chain_source", dy, Rw, Q)
             go.chain(P, Q, D, dlast, Gr, dstate, REVERSE=True)
-        if go.in_cuda(GRADIENTS):
+        if GRADIENTS.name in go.kernels:
             go.blocks(GRADIENTS, *inputs, go.reset_flags, dy, D, S, Ti, Gr, *grads)
         else:
             go.chunks("gradients", *inputs, go.flags, dy, D, S, Ti, Gr, *grads, RESET=go.reset)
@@ -165,9 +178,9 @@ def _backward(kept, dy, dlast):
 class _Launch:
     """The sizes of one call and what its launches have in common."""
 
-    def __init__(self, r: Tensor, flags: Tensor | None):
+    def __init__(self, r: Tensor, flags: Tensor | None, kernels: tuple[str, ...]):
         B, self.T, self.H, self.N = r.shape
-        self.G, self.plan, self.like = B * self.H, plan(r), r
+        self.G, self.plan, self.like, self.kernels = B * self.H, plan(r), r, kernels
         self.n = gpu.cdiv(self.T, self.plan.chunk)
         self.reset_flags = flags  # for CUDA; Triton takes no null
         self.flags, self.reset = (r, False) if flags is None else (flags, True)
@@ -182,10 +195,6 @@ class _Launch:
         sizes = self.n, self.G, self.H, self.T
         constants |= self.common | {"num_warps": warps, "maxnreg": registers}
         gpu.launch("wkv7", name, self.n * self.G, *args, *sizes, **constants)
-
-    def in_cuda(self, kernel: cuda.Kernel) -> bool:
-        shape = self.N, self.plan.chunk, self.plan.dot
-        return kernel.name in self.plan.cuda and shape == (HEAD, CHUNK, torch.bfloat16) and kernel.why_not(self.like) is None
 
     def blocks(self, kernel: cuda.Kernel, *args):
         """One block for each chunk of each head."""
