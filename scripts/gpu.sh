@@ -31,11 +31,10 @@ loss() {
         trainer.tokens=512k model.n_layer=2 precision=bf16
 }
 sanitized() {  # without torch's cache each tensor is an allocation of its own, and what is read beyond it is seen
-    local tool=$1 found cuda=; shift
-    [ "$1" != wkv7 ] || cuda=kernel=cuda
-    found=$(PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -m rwkv.kernels check kernel=triton $cuda "$@" 2>&1)
-    local code=$?
-    echo "$tool $*: $(tail -1 <<< "$found" | tr -d =)" >> "$out/sanitizer-gpu.txt"
+    local tool=$1 found code; shift
+    found=$(PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -m rwkv.kernels check "$@" 2>&1)
+    code=$?
+    echo "$tool $*: $(tail -1 <<< "$found" | tr -d =); runs in: $(awk '/ ok /{print $1, $2, $3}' <<< "$found" | tr '\n' ',')" >> "$out/sanitizer-gpu.txt"
     [ $code = 0 ] || { echo "$found" | tail -40; return 1; }
 }
 side_by_side tests
@@ -44,8 +43,9 @@ side_by_side loss
 if command -v compute-sanitizer > /dev/null; then
     rm -f "$out/sanitizer-gpu.txt"
     for tool in memcheck racecheck; do
-        for op in wkv4 wkv5 wkv6 wkv7; do side_by_side sanitized $tool $op; done
-        side_by_side sanitized $tool norm_mix wkv7_inputs wkv7_readout relu_squared cross_entropy_
+        for op in wkv4 wkv5 wkv6 wkv7; do side_by_side sanitized $tool kernel=triton $op; done
+        side_by_side sanitized $tool kernel=cuda wkv7
+        side_by_side sanitized $tool kernel=triton norm_mix wkv7_inputs wkv7_readout relu_squared cross_entropy_
     done
 fi
 for job in "${running[@]}"; do wait "$job" || failed=1; done

@@ -6,10 +6,10 @@ import textwrap
 from rwkv.config import cli
 from rwkv.errors import ConfigError
 
-USAGE = """usage: python -m rwkv.kernels [check [kernel=BACKEND] [OP ...]]
+USAGE = """usage: python -m rwkv.kernels [check [kernel=BACKEND ...] [OP ...]]
 
 Without arguments: each operation, its backends in the order of preference, and why one is not taken on this device.
-check: compares each backend that can run here, or only the one named, with the plain form in fp64, from the same rounded inputs: the
+check: compares each backend that can run here, or only those named, with the plain form in fp64, from the same rounded inputs: the
 relative L2 distance of outputs and of all gradients, over fast and slow decays, one key, one token, resets. Exit code 1 if one is above
 its bound."""
 

@@ -14,9 +14,10 @@ from rwkv.kernels.wkv5 import wkv5
 from rwkv.kernels.wkv6 import wkv6
 from rwkv.kernels.wkv7 import wkv7
 
-# of the relative L2 distance. In fp32 the loop over tokens rounds the state at each; plain PyTorch in bf16 rounds after each operation
+# of the relative L2 distance. In fp32 the loop over tokens rounds the state at each; plain PyTorch in bf16 rounds after each operation, and on
+# a CPU its layer norm sums the gradients of weights over tokens in bf16
 BOUNDS = {torch.float64: 1e-10, torch.float32: 3e-5, torch.bfloat16: 8e-3}
-TORCH_BF16 = 2e-2
+TORCH_BF16 = 6e-2
 PLAIN = ("reference", "torch")  # the backends that define an op
 WKV = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
 FP32 = ("state", "scale")  # never in bf16
@@ -156,6 +157,7 @@ def wkv_case(op, name, B, T, H, N, decay, resets, one_key, rand) -> Case:
 def norm_mix() -> Iterator[Case]:
     for name, B, T, C, M, added, resets in (
         ("six mixes, added", 2, 37, 64, 6, True, True), ("one mix", 3, 21, 40, 1, False, False), ("one token", 2, 1, 64, 2, True, True),
+        ("many tokens", 1, 2500, 768, 6, True, True),  # on a GPU several for each program
     ):  # fmt: skip
         rand = random(T)
         inputs = {"x": 3 * rand(B, T, C) + 1, "weight": 1 + rand(C) / 4, "bias": rand(C), "last": rand(B, C), **({"out": rand(B, T, C)} if added else {})}
@@ -171,7 +173,9 @@ def norm_mix() -> Iterator[Case]:
 
 
 def wkv7_inputs() -> Iterator[Case]:
-    for name, B, T, H, N, first in (("heads of 64", 2, 37, 2, 64, False), ("first layer", 1, 33, 3, 32, True), ("one token", 2, 1, 2, 64, False)):
+    for name, B, T, H, N, first in (
+        ("heads of 64", 2, 37, 2, 64, False), ("first layer", 1, 33, 3, 32, True), ("one token", 2, 1, 2, 64, False), ("many tokens", 1, 2500, 12, 64, False),
+    ):  # fmt: skip
         rand, C = random(T), H * N
         inputs = {x: rand(B, T, C) for x in ("r", "k", "v", "a")} | ({} if first else {x: rand(B, T, C) for x in ("v_gate", "v_first")})
         inputs |= {x: rand(1, 1, C) for x in (("a0", "k_k", "k_a") if first else ("a0", "v0", "k_k", "k_a"))} | {"r_k": rand(H, N)}
@@ -186,7 +190,7 @@ def wkv7_inputs() -> Iterator[Case]:
 
 
 def wkv7_readout() -> Iterator[Case]:
-    for name, B, T, H, N in (("heads of 64", 2, 37, 2, 64), ("one token", 2, 1, 2, 32)):
+    for name, B, T, H, N in (("heads of 64", 2, 37, 2, 64), ("one token", 2, 1, 2, 32), ("many tokens", 1, 2500, 12, 64)):
         rand, C = random(T), H * N
         inputs = {"y": 2 * rand(B, T, H, N) + 1, "v": rand(B, T, H, N), "bonus": rand(B, T, H), "g": rand(B, T, C)}
         yield Case(name, lambda backend, *x: (fused.wkv7_readout(*x, backend),), inputs | {"weight": 1 + rand(C) / 4, "bias": rand(C)}, ["out"])

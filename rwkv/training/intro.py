@@ -50,8 +50,10 @@ def slower_kernels(op: str, backend: str, sample: Tensor) -> str:
     around = [x for x in registry.ops() if not x.startswith("wkv") or x.startswith(f"{op}_")]
     without: dict[str, list[str]] = {}
     for x in [op] * (backend == "auto") + around:
-        for name, reason in registry.passed_over(x, sample).items():
-            without.setdefault(f"without {name}: {reason}", []).append(x)
+        passed_over = registry.passed_over(x, sample)
+        for reason in dict.fromkeys(passed_over.values()):
+            named = " and ".join(name for name, of_it in passed_over.items() if of_it == reason)
+            without.setdefault(f"without {named}: {reason}", []).append(x)
     return "; ".join(f"{', '.join(names)} {why}" for why, names in without.items())
 
 

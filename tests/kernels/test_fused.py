@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rwkv.kernels import fused
+from rwkv.kernels.fused import triton
 from tests.kernels.test_wkv7 import worst
 from tests.kernels.test_wkv7_gpu import cuda, interpret, interpreted
 
@@ -65,9 +66,17 @@ CASES = {
 }
 
 
+LARGE = {  # several warps, and tokens enough that on a GPU a program has several, whose loads run ahead
+    "norm_mix, 768 channels": functools.partial(norm_mix_case, 2, 1500, 768, 6, True, True),
+    "norm_mix, 2048 channels, one mix": functools.partial(norm_mix_case, 1, 2500, 2048, 1, True, False),
+    "wkv7_inputs, 12 heads": functools.partial(wkv7_inputs_case, 2, 1500, 12, 64, True),
+    "wkv7_readout, 12 heads": functools.partial(wkv7_readout_case, 2, 1500, 12, 64),
+}
+
+
 def distance(name, dtype, device="cpu", backend=None):
     """The worst relative distance of results and gradients in `dtype` from the plain form in fp64, the inputs rounded alike."""
-    run, inputs = CASES[name]()
+    run, inputs = (CASES | LARGE)[name]()
     inputs = [None if x is None else x.to(dtype) for x in inputs]
     found, grads = [], None
     for kind, name_of in ((torch.float64, "torch"), (dtype, backend or "triton")):
@@ -133,8 +142,10 @@ def test_in_the_interpreter(dtype):
 @pytest.mark.gpu
 @cuda
 @pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("name", CASES)
-def test_on_a_gpu(name, dtype):
+@pytest.mark.parametrize("name", CASES | LARGE)
+@pytest.mark.parametrize("multiprocessors", [1, 132])  # of one, each program has all the tokens of a row
+def test_on_a_gpu(name, dtype, multiprocessors, monkeypatch):
+    monkeypatch.setattr(triton, "MULTIPROCESSORS", multiprocessors)
     assert distance(name, dtype, "cuda") < BOUNDS[dtype]
 
 

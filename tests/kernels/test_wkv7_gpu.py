@@ -288,7 +288,6 @@ def test_cuda_kernels_are_as_exact_as_tritons(case):
         run = functools.partial(triton.wkv7_triton, kernels=kernels)
         got[kernels], again = (both(run, x, reset, grads, torch.bfloat16, "cuda") for _ in range(2))
         assert all(map(torch.equal, got[kernels][0], again[0]))  # a race would show
-    assert registry.chosen("wkv7", "auto", x[0].to("cuda", torch.bfloat16)) == "cuda"
     assert all(worst(*x) < 1.03 * worst(*got[()]) for x in got.values()), {k: worst(*x) for k, x in got.items()}
 
 
@@ -338,5 +337,6 @@ def test_captured_in_a_graph_on_another_stream():
 @pytest.mark.gpu
 @cuda
 def test_auto_takes_it():
-    assert registry.chosen("wkv7", "auto", torch.empty(1, 20, 1, 64, device="cuda", dtype=torch.bfloat16)) == "triton"
+    taken = [registry.chosen("wkv7", "auto", torch.empty(1, 20, 1, 64, device="cuda", dtype=dtype)) for dtype in (torch.bfloat16, torch.float32)]
+    assert taken == ["cuda", "triton"]
     assert "head sizes" in registry.cannot("wkv7", "triton", torch.empty(1, 20, 1, 24, device="cuda"))

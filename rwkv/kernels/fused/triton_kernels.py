@@ -79,17 +79,22 @@ def norm_mix_forward(
         if RESET:
             before = tl.where(tl.load(reset + token) != 0, 0.0, before)
         d = before - z
-        _put(mixed, at, z + d * m0.to(tl.float32), live)
+        _put(mixed, at, z + d * m0.to(tl.float32), live)  # the planes are added one by one: a multiple may not fit in 32 bits
         if M > 1:
-            _put(mixed, plane + at, z + d * m1.to(tl.float32), live)
+            at += plane
+            _put(mixed, at, z + d * m1.to(tl.float32), live)
         if M > 2:
-            _put(mixed, 2 * plane + at, z + d * m2.to(tl.float32), live)
+            at += plane
+            _put(mixed, at, z + d * m2.to(tl.float32), live)
         if M > 3:
-            _put(mixed, 3 * plane + at, z + d * m3.to(tl.float32), live)
+            at += plane
+            _put(mixed, at, z + d * m3.to(tl.float32), live)
         if M > 4:
-            _put(mixed, 4 * plane + at, z + d * m4.to(tl.float32), live)
+            at += plane
+            _put(mixed, at, z + d * m4.to(tl.float32), live)
         if M > 5:
-            _put(mixed, 5 * plane + at, z + d * m5.to(tl.float32), live)
+            at += plane
+            _put(mixed, at, z + d * m5.to(tl.float32), live)
         before = z
     if t0 + run >= T:
         _put(end, row * C + c, before, live)
