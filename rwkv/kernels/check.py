@@ -14,10 +14,9 @@ from rwkv.kernels.wkv5 import wkv5
 from rwkv.kernels.wkv6 import wkv6
 from rwkv.kernels.wkv7 import wkv7
 
-# of the relative L2 distance. In fp32 the loop over tokens rounds the state at each; plain PyTorch in bf16 rounds after each operation, and on
-# a CPU its layer norm sums the gradients of weights over tokens in bf16
+# of the relative L2 distance. In fp32 the loop over tokens rounds the state at each; plain PyTorch in bf16 rounds after each operation
 BOUNDS = {torch.float64: 1e-10, torch.float32: 3e-5, torch.bfloat16: 8e-3}
-TORCH_BF16 = 6e-2
+ROUNDING, ROUNDING_BOUND = ("torch", torch.bfloat16), 2e-2
 PLAIN = ("reference", "torch")  # the backends that define an op
 WKV = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
 FP32 = ("state", "scale")  # never in bf16
@@ -32,6 +31,7 @@ class Case:
     inputs: dict[str, Tensor]
     outputs: list[str]
     grad: bool = True
+    rounding: bool = True  # whether plain PyTorch in bf16 is compared: on a CPU its layer norm sums over tokens in bf16, so of many it is far off
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Errors:
 
     @property
     def bound(self) -> float:
-        return TORCH_BF16 if (self.backend, self.dtype) == ("torch", torch.bfloat16) else BOUNDS[self.dtype]
+        return ROUNDING_BOUND if (self.backend, self.dtype) == ROUNDING else BOUNDS[self.dtype]
 
     @property
     def passed(self) -> bool:
@@ -70,6 +70,8 @@ def compare(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> 
     for case in cases(op):
         if "r" in case.inputs and registry.cannot(op, backend, case.inputs["r"].to(device, dtype)):
             continue  # other heads than it takes
+        if not case.rounding and (backend, dtype) == ROUNDING:
+            continue
         rounded = {name: x.to(dtype if name not in FP32 else state_dtype(x.to(dtype))).double() for name, x in case.inputs.items()}
         want = results(case, rounded, torch.float64, plain, torch.device("cpu"), dtype)
         got = results(case, rounded, dtype, backend, device, dtype)
@@ -169,7 +171,7 @@ def norm_mix() -> Iterator[Case]:
             x, mixed, end = fused.norm_mix(x * 1, out, weight, bias, last, list(mixes), None if reset is None else reset.to(x.device), backend)
             return x, *mixed, end
 
-        yield Case(name, run, inputs | mixes, ["sum", *(f"mixed{i}" for i in range(M)), "end"])
+        yield Case(name, run, inputs | mixes, ["sum", *(f"mixed{i}" for i in range(M)), "end"], rounding=T < 1000)
 
 
 def wkv7_inputs() -> Iterator[Case]:
