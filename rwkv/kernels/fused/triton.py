@@ -82,7 +82,7 @@ class _NormMix(torch.autograd.Function):
         *grads, dend = (g.contiguous() for g in dmixed_dend)
         sums, weight, bias, last, mix, flags, mean, rstd = ctx.saved_tensors
         (B, T, C), M = sums.shape, len(mix)
-        fitting = (16 if M < 3 else 8) // _warps(C)
+        fitting = (16 if M < 3 else 8) // _warps(C)  # programs at once, by their registers
         run, runs = _runs(T, B, max(1, fitting))
         dx, dlast = torch.empty_like(sums), torch.empty_like(last)
         partial = torch.empty(B * runs, M + 2, C, dtype=torch.float32, device=sums.device)

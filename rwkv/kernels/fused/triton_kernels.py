@@ -42,6 +42,13 @@ def _mixes(mix, c, live, C, M: tl.constexpr):
 
 
 @triton.jit
+def _put_mixed(mixed, at, plane, z, d, m, live):
+    """One mixed input. Returns where in the next plane it goes, as a sum: a multiple of `plane` may not fit in 32 bits."""
+    _put(mixed, at, z + d * m.to(tl.float32), live)
+    return at + plane
+
+
+@triton.jit
 def norm_mix_forward(
     x, out, sums, weight, bias, last, mix, reset, mixed, end, mean, rstd, T, C, run, runs, plane,
     EPS: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, RESET: tl.constexpr, STAGES: tl.constexpr,
@@ -79,22 +86,17 @@ def norm_mix_forward(
         if RESET:
             before = tl.where(tl.load(reset + token) != 0, 0.0, before)
         d = before - z
-        _put(mixed, at, z + d * m0.to(tl.float32), live)  # the planes are added one by one: a multiple may not fit in 32 bits
+        at = _put_mixed(mixed, at, plane, z, d, m0, live)
         if M > 1:
-            at += plane
-            _put(mixed, at, z + d * m1.to(tl.float32), live)
+            at = _put_mixed(mixed, at, plane, z, d, m1, live)
         if M > 2:
-            at += plane
-            _put(mixed, at, z + d * m2.to(tl.float32), live)
+            at = _put_mixed(mixed, at, plane, z, d, m2, live)
         if M > 3:
-            at += plane
-            _put(mixed, at, z + d * m3.to(tl.float32), live)
+            at = _put_mixed(mixed, at, plane, z, d, m3, live)
         if M > 4:
-            at += plane
-            _put(mixed, at, z + d * m4.to(tl.float32), live)
+            at = _put_mixed(mixed, at, plane, z, d, m4, live)
         if M > 5:
-            at += plane
-            _put(mixed, at, z + d * m5.to(tl.float32), live)
+            at = _put_mixed(mixed, at, plane, z, d, m5, live)
         before = z
     if t0 + run >= T:
         _put(end, row * C + c, before, live)
