@@ -27,7 +27,6 @@ from rwkv.kernels.wkv7 import triton as backend
 from rwkv.kernels.wkv7.chunked import wkv7_chunked
 
 N = 64
-KERNELS = backend.FACTORS.name, backend.GRADIENTS.name
 SHAPES = [(8, 4096, 12), (1, 4096, 12), (8, 4096, 32), (1, 4096, 32), (1, 16384, 64), (8, 4096, 64), (1, 65536, 32)]  # B, T, H
 NAMES = ["y", "S", "dr", "dw", "dk", "dv", "da", "db", "dS0"]
 START = time.perf_counter()
@@ -158,7 +157,7 @@ def check(dtype, T, decay, resets, B=2, H=2, changes={}):
 
 
 def form(dtype, changes):
-    return functools.partial(backend.wkv7_triton, kernels=changes.get("kernels", KERNELS) if dtype == torch.bfloat16 else ())
+    return functools.partial(backend.wkv7_triton, kernels=changes.get("kernels", backend.KERNELS) if dtype == torch.bfloat16 else ())
 
 
 def grads(fn, x, reset, dy, ds):
@@ -258,7 +257,7 @@ def kernels(shape, changes):
     try:
         with changed_plan(changes):
             # straight to the two halves: autograd's own thread would capture on another stream
-            names = changes.get("kernels", KERNELS)
+            names = changes.get("kernels", backend.KERNELS)
             y, s, kept = backend._forward(x[:6], x[6], None, names, keep=True)
             backend._backward(kept, dy, ds, names)
     finally:

@@ -20,6 +20,7 @@ CHUNK, HEAD, WARPS = 32, 64, 4
 SLAB, SQUARE, SCORES = CHUNK * HEAD, HEAD * HEAD, CHUNK * CHUNK
 FACTORS = cuda.Kernel(Path(__file__).with_name("chunk_factors.cu"), shared=2 * (10 * SLAB + 4 * SCORES), threads=32 * WARPS)
 GRADIENTS = cuda.Kernel(Path(__file__).with_name("gradients.cu"), shared=2 * (11 * SLAB + 2 * SQUARE + 4 * SCORES), threads=32 * WARPS)
+KERNELS = FACTORS.name, GRADIENTS.name
 
 # larger ones do not fit in the registers
 HEAD_SIZES = {torch.bfloat16: (16, 32, 64, 128), torch.float16: (16, 32, 64), torch.float32: (16, 32, 64)}
@@ -61,7 +62,7 @@ def wkv7_triton(
 
 def wkv7_cuda(*args: Tensor | None) -> tuple[Tensor, Tensor]:
     """The same with the CUDA kernels; for tensors for which `why_no_cuda` has no reason."""
-    return wkv7_triton(*args, kernels=(FACTORS.name, GRADIENTS.name))
+    return wkv7_triton(*args, kernels=KERNELS)
 
 
 class _Triton(torch.autograd.Function):

@@ -98,10 +98,11 @@ def load_operator(build: bool = True) -> None:
     if not build:
         return
     try:
-        with (_build_folder(builder.name) / "rwkv.lock").open("a+") as mine:
+        folder = _build_folder(builder.name)
+        with (folder / "rwkv.lock").open("a+") as mine:
             disk.lock(mine, lambda holder: print(f"waiting for {holder}, which compiles {builder.name}", flush=True))
             # PyTorch waits for this file without end, and without a word, where a process was killed while it compiled
-            (_build_folder(builder.name) / "lock").unlink(missing_ok=True)
+            (folder / "lock").unlink(missing_ok=True)
             builder.load(verbose=False)
     except (RuntimeError, ImportError, OSError) as error:
         raise ConfigError(f"strategy=ds3_nvme: DeepSpeed's operator for disks, async_io, cannot be built: {error}; or set strategy=ds3_offload") from error
