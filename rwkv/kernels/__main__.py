@@ -11,7 +11,7 @@ USAGE = """usage: python -m rwkv.kernels [check [kernel=BACKEND ...] [OP ...]]
 Without arguments: each operation, its backends in the order of preference, and why one is not taken on this device.
 check: compares each backend that can run here, or only those named, with the plain form in fp64, from the same rounded inputs: the
 relative L2 distance of outputs and of all gradients, over fast and slow decays, one key, one token, resets. Exit code 1 if one is above
-its bound."""
+its bound, or none can run."""
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +59,7 @@ def show(ops, device) -> int:
 def check(backends, device, checks) -> int:
     print("relative L2 distance to fp64, the largest over all cases and the largest of each tensor\n")
     print(f"{'operation':14} {'backend':9} {'dtype':5} {'largest':7} {'bound':5}      where")
-    failed = 0
+    compared = failed = 0
     for op, names in backends.items():
         cannot: dict[tuple[str, str], list[str]] = {}
         for found in checks.errors(op, device, names):
@@ -67,6 +67,7 @@ def check(backends, device, checks) -> int:
                 backend, dtype = found[0].split()
                 cannot.setdefault((backend, found[1]), []).append(dtype)
                 continue
+            compared += 1
             failed += not found.passed
             verdict = "ok" if found.passed else "FAIL"
             print(f"{op:14} {found.backend:9} {checks.short(found.dtype):5} {found.worst:<7.1e} {found.bound:.0e} {verdict:4} {found.where}")
@@ -74,6 +75,9 @@ def check(backends, device, checks) -> int:
         for (backend, reason), dtypes in cannot.items():
             print(f"{op:14} {backend:9} {' '.join(dtypes)}: cannot run: {reason}")
         sys.stdout.flush()
+    if not compared:
+        print("\nFAILED: none of them can run here")
+        return 1
     print(f"\n{f'FAILED: {failed} of them above the bound' if failed else 'all within their bounds'}")
     return 1 if failed else 0
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rwkv.config.cli import guarded
-from rwkv.kernels import registry
+from rwkv.kernels import dry, registry
 from rwkv.kernels.__main__ import main
 
 
@@ -37,6 +37,12 @@ def test_one_backend_by_itself(capsys):
     assert main(["check", "kernel=chunked", "wkv4", "wkv6", "relu_squared"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert {tuple(line.split()[:2]) for line in out if line.startswith(("wkv", "relu"))} == {("wkv4", "chunked"), ("wkv6", "chunked")}
+
+
+def test_nothing_that_can_run_is_no_success(capsys):
+    with dry.on("cpu"):  # on a GPU too
+        assert main(["check", "kernel=cuda", "wkv7"]) == 1
+    assert "FAILED: none of them can run here" in capsys.readouterr().out
 
 
 SPOILT = [(lambda y: y + 0.01 * y.detach().mean(), "y"), (lambda y: y + 1e-3 * (y - y.detach()), "d"), (lambda y: y * float("nan"), "")]
