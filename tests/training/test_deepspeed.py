@@ -127,11 +127,12 @@ def test_what_a_killed_run_left_on_the_disk_is_removed(monkeypatch, tmp_path):
     assert [f.name for f in (tmp_path / "swap").iterdir()] == ["photographs"]
 
 
-def test_a_lock_that_a_killed_compilation_left_is_removed(monkeypatch, tmp_path):
+@pytest.mark.parametrize("extension", ["async_io", "pin_memory"])
+def test_a_lock_that_a_killed_compilation_left_is_removed(extension, monkeypatch, tmp_path):
     """PyTorch would wait for it for ever, and say nothing."""
     builder = pytest.importorskip("deepspeed.ops.op_builder").AsyncIOBuilder
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    left, loaded = tmp_path / "async_io" / "lock", []
+    left, loaded = tmp_path / extension / "lock", []
     left.parent.mkdir()
     left.touch()
     monkeypatch.setattr(builder, "is_compatible", lambda self: True)

@@ -15,6 +15,7 @@ from rwkv.memory import human
 PIECE = 5 * 10**7  # elements of a share that come and go together
 BYTES = 16  # of a parameter: master weight, two moments, gradient
 PREFIX = "rwkv-swap-"
+PINNING = "pin_memory"  # an extension that DeepSpeed compiles before async_io, which needs it
 
 
 def needed(n: int, nodes: int) -> int:
@@ -98,11 +99,10 @@ def load_operator(build: bool = True) -> None:
     if not build:
         return
     try:
-        folder = _build_folder(builder.name)
-        with (folder / "rwkv.lock").open("a+") as mine:
+        with (_build_folder(builder.name) / "rwkv.lock").open("a+") as mine:
             disk.lock(mine, lambda holder: print(f"waiting for {holder}, which compiles {builder.name}", flush=True))
-            # PyTorch waits for this file without end, and without a word, where a process was killed while it compiled
-            (folder / "lock").unlink(missing_ok=True)
+            for name in (PINNING, builder.name):  # PyTorch waits for this file without end, and without a word, where a process was killed while it compiled
+                (_build_folder(name) / "lock").unlink(missing_ok=True)
             builder.load(verbose=False)
     except (RuntimeError, ImportError, OSError) as error:
         raise ConfigError(f"strategy=ds3_nvme: DeepSpeed's operator for disks, async_io, cannot be built: {error}; or set strategy=ds3_offload") from error
