@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# On a machine with a CUDA device: the benchmarks, one after the other, then what is not timed side by side: the tests that need a GPU, each
-# kernel against fp64, the same under compute-sanitizer where CUDA's toolkit is installed, and 500 steps by the reference's kernel.
+# On a machine with a CUDA device: the benchmarks, one after the other; then what is not timed, side by side: the tests that need a GPU, each
+# kernel against fp64, and 500 steps by the reference's kernel; then the kernels under compute-sanitizer where CUDA's toolkit is installed.
 # Tables go into the folder given, scripts/bench/results unless told otherwise. PYTHON names the interpreter: .venv's, or one with a CUDA
-# build of torch. About 25 minutes; BENCHMARKS=0 leaves out what is timed, CHECKS=0 the rest.
+# build of torch. About 30 minutes; BENCHMARKS=0, CHECKS=0 and SANITIZER=0 leave out one of the three.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-scripts/bench/results}
 python=${PYTHON:-.venv/bin/python}
 export PYTHONPATH=.
 mkdir -p "$out"
+devices=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 failed=0
 
 if [ "${BENCHMARKS:-1}" = 1 ]; then
@@ -16,14 +17,14 @@ if [ "${BENCHMARKS:-1}" = 1 ]; then
     "$python" scripts/bench/model_gpu.py --write "$out/model-gpu.md" || failed=1
     "$python" scripts/bench/plan_gpu.py --write "$out/plan-gpu.md" || failed=1
     "$python" scripts/bench/bptt.py --lengths 64k,1M,16M --write "$out/bptt-gpu.md" || failed=1
-    [ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" -lt 2 ] || "$python" scripts/bench/strategies_gpu.py --write "$out/strategies-gpu.md" || failed=1
+    [ "$devices" -lt 2 ] || "$python" scripts/bench/strategies_gpu.py --write "$out/strategies-gpu.md" || failed=1
     "$python" scripts/bench/wkv456_gpu.py --write "$out/wkv456-gpu.md" || failed=1
 fi
 
-[ "${CHECKS:-1}" = 1 ] || exit $failed
 export OMP_NUM_THREADS=2  # of each of those side by side
 running=()
 side_by_side() { "$@" & running+=($!); }
+all_done() { for job in "${running[@]}"; do wait "$job" || failed=1; done; running=(); }
 tests() { "$python" -m pytest -m gpu -rs -n 6 2>&1 | tee "$out/tests-gpu.txt"; }
 check() { "$python" -m rwkv.kernels check > "$out/kernels-gpu.txt"; }
 loss() {
@@ -37,16 +38,22 @@ sanitized() {  # without torch's cache each tensor is an allocation of its own, 
     echo "$tool $*: $(tail -1 <<< "$found" | tr -d =); runs in: $(awk '/ ok /{print $1, $2, $3}' <<< "$found" | tr '\n' ',')" >> "$out/sanitizer-gpu.txt"
     [ $code = 0 ] || { echo "$found" | tail -40; return 1; }
 }
-side_by_side tests
-side_by_side check
-side_by_side loss
-if command -v compute-sanitizer > /dev/null; then
-    rm -f "$out/sanitizer-gpu.txt"
-    for tool in memcheck racecheck; do
-        for op in wkv4 wkv5 wkv6 wkv7; do side_by_side sanitized $tool kernel=triton $op; done
-        side_by_side sanitized $tool kernel=cuda wkv7
-        side_by_side sanitized $tool kernel=triton norm_mix wkv7_inputs wkv7_readout relu_squared cross_entropy_
-    done
+
+if [ "${CHECKS:-1}" = 1 ]; then
+    side_by_side tests
+    side_by_side check
+    side_by_side loss
+    all_done
 fi
-for job in "${running[@]}"; do wait "$job" || failed=1; done
+
+if [ "${SANITIZER:-1}" = 1 ] && command -v compute-sanitizer > /dev/null; then
+    rm -f "$out/sanitizer-gpu.txt"
+    job=0
+    for tool in memcheck racecheck; do
+        for ops in "triton wkv4" "triton wkv5" "triton wkv6" "triton wkv7" "cuda wkv7" "triton norm_mix wkv7_inputs wkv7_readout relu_squared cross_entropy_"; do
+            CUDA_VISIBLE_DEVICES=$((job++ % devices)) side_by_side sanitized $tool kernel=$ops
+        done
+    done
+    all_done
+fi
 exit $failed
