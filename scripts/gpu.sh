@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # On a machine with a CUDA device: the benchmarks, one after the other; then what is not timed, side by side: the tests that need a GPU, each
-# kernel against fp64, and 500 steps by the reference's kernel; then the kernels under compute-sanitizer where CUDA's toolkit is installed.
+# kernel against fp64, and 500 steps beside those of plain PyTorch; then the kernels under compute-sanitizer where CUDA's toolkit is installed.
 # Tables go into the folder given, scripts/bench/results unless told otherwise. PYTHON names the interpreter: .venv's, or one with a CUDA
 # build of torch. About 30 minutes; BENCHMARKS=0, CHECKS=0 and SANITIZER=0 leave out one of the three.
 set -uo pipefail
@@ -28,7 +28,8 @@ all_done() { for job in "${running[@]}"; do wait "$job" || failed=1; done; runni
 tests() { "$python" -m pytest -m gpu -rs -n 6 2>&1 | tee "$out/tests-gpu.txt"; }
 check() { "$python" -m rwkv.kernels check > "$out/kernels-gpu.txt"; }
 loss() {
-    "$python" scripts/loss_compare.py model.kernel=cuda model.kernel=reference --seeds 2 --write "$out/loss-gpu.md" -- \
+    local plain="model.kernel={wkv7:reference,norm_mix:torch,wkv7_inputs:torch,wkv7_readout:torch,relu_squared:torch,cross_entropy_:torch}"
+    "$python" scripts/loss_compare.py model.kernel=cuda model.kernel=reference "$plain" --seeds 2 --write "$out/loss-gpu.md" -- \
         trainer.tokens=512k model.n_layer=2 precision=bf16
 }
 sanitized() {  # without torch's cache each tensor is an allocation of its own, and what is read beyond it is seen

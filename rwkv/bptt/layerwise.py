@@ -44,7 +44,7 @@ def backward(
     for i in reversed(range(len(rwkv.blocks))):
         x, shift, wkv = (t.detach().requires_grad_() for t in (inputs[i], state.shift[:, i], state.wkv[:, i]))
         v = v_first.detach().requires_grad_() if i and v_first is not None else None
-        x_out, shift_out, wkv_out, v_out = rwkv.blocks[i](x, shift, wkv, v, chunk.reset, rwkv.kernel)
+        x_out, shift_out, wkv_out, v_out = rwkv.blocks[i](x, shift, wkv, v, chunk.reset, rwkv.kernels)
         outputs, grads = [x_out], [d_x]
         if d_end is not None:
             outputs += [shift_out, wkv_out]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 _STRICT = ConfigDict(extra="forbid", defer_build=True)
 _SUFFIX = {"k": 2**10, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12, "": 1}
@@ -37,6 +38,13 @@ def _as_text(value: object) -> object:
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | int) else value
+
+
+def _as_kernel(value: object) -> object:
+    named = isinstance(value, dict) and value and all(isinstance(x, str) and x for pair in value.items() for x in pair)
+    if named or (isinstance(value, str) and value):
+        return value
+    raise PydanticCustomError("kernel", "takes a backend of the recurrence, or one of each operation named, as in '{norm_mix: torch}'")
 
 
 Bool = Annotated[bool, Field(strict=True)]
@@ -74,7 +82,7 @@ class Model:
     head_size: Extent | None
     vocab_size: Extent | None  # null: the file's, or the tokenizer's
     lora_rank: LoraRanks | None  # of v7; null: the official trainer's rule
-    kernel: Text  # backend of the recurrence: auto, or a name that `python -m rwkv.train` lists when it is wrong
+    kernel: Annotated[str | dict[str, str], BeforeValidator(_as_kernel)]  # backend of the recurrence, or of operations, as {norm_mix: torch}; else auto
 
 
 @dataclass(config=_STRICT, frozen=True)

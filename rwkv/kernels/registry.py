@@ -4,7 +4,7 @@ Each op registers its backends in the order of preference. A backend has two pre
 `can` (it gives right results there) and `auto` (it is worth taking unasked): each returns None for yes, else the reason.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,6 +26,27 @@ class Backend:
 _OPS: dict[str, dict[str, Backend]] = {}
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """The backend asked for of each op, `kernels[op]`: `auto` where none is named."""
+
+    named: tuple[tuple[str, str], ...] = ()
+
+    def __getitem__(self, op: str) -> str:
+        return dict(self.named).get(op, "auto")
+
+    @staticmethod
+    def of(kernel: "str | Mapping[str, str] | Kernels", recurrence: str) -> "Kernels":
+        """From the setting: a backend of the recurrence, or one of each op named. Raises KernelError at an op that the model has not."""
+        if isinstance(kernel, Kernels):
+            return kernel
+        named = {recurrence: kernel} if isinstance(kernel, str) else dict(kernel)
+        has = ops_of(recurrence)
+        if unknown := [op for op in named if op not in has]:
+            raise KernelError(f"kernel={{{unknown[0]}: {named[unknown[0]]}}}: the model has no such operation; it has {', '.join(has)}")
+        return Kernels(tuple(sorted(named.items())))
+
+
 def register(
     op: str, name: str, run: Callable, *, can: Predicate = lambda _: None, auto: Predicate = lambda _: None, device: str | None = None
 ) -> None:
@@ -35,6 +56,11 @@ def register(
 
 def ops() -> list[str]:
     return list(_OPS)
+
+
+def ops_of(recurrence: str) -> list[str]:
+    """The recurrence itself and the ops around it."""
+    return [recurrence, *(op for op in _OPS if not op.startswith("wkv") or op.startswith(f"{recurrence}_"))]
 
 
 def names(op: str) -> list[str]:

@@ -49,17 +49,22 @@ class LossModel(nn.Module):
 
 
 class Head(nn.Linear):
-    """From hidden [..., n_embd] to logits, or at once to the loss: strategies that shard weights have them together while this runs."""
+    """From hidden [..., n_embd] to logits, or at once to the loss: strategies that shard weights have them together while this runs.
+
+    kernel: the backend of `cross_entropy_`.
+    """
+
+    kernel = "auto"
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, weight: Tensor | None = None, l2wrap: float = 0.0) -> Tensor:
         """Logits [..., vocab_size] in the model's dtype; with targets the loss, as `LossModel.loss`."""
         hidden = hidden.to(self.weight.dtype)
         if targets is None:
             return F.linear(hidden, self.weight)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.weight, targets.flatten(), weight.flatten(-2), l2wrap)
+        return linear_cross_entropy(hidden.flatten(0, 1), self.weight, targets.flatten(), weight.flatten(-2), l2wrap, self.kernel)
 
 
-def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight: Tensor, l2wrap: float = 0.0) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight: Tensor, l2wrap: float = 0.0, backend: str = "auto") -> Tensor:
     """sum_t weight_t * -log softmax(head @ hidden_t)[targets_t], with the gradients of `hidden` and `head`.
 
     Args:
@@ -67,18 +72,19 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weight: 
             what the gradients are of: backward takes one and the same gradient for each.
         l2wrap: adds l2wrap * weight_t * max_logit_t to the gradient of token t's largest logit, which is the gradient of
             l2wrap/2 * sum_t weight_t * max_logit_t^2. The returned value does not contain it (as RWKV-LM's L2Wrap).
+        backend: of `cross_entropy_`.
 
     Returns:
         fp32 scalar, or [G] (fp64 for fp64 inputs).
     """
-    return _LinearCrossEntropy.apply(hidden, head, targets, weight, l2wrap)
+    return _LinearCrossEntropy.apply(hidden, head, targets, weight, l2wrap, backend)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are formed in the forward, block of rows by block of rows, while the logits are at hand."""
 
     @staticmethod
-    def forward(ctx, hidden, head, targets, weight, l2wrap):
+    def forward(ctx, hidden, head, targets, weight, l2wrap, backend):
         acc = state_dtype(hidden)
         want_h, want_w = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if want_h else None
@@ -86,14 +92,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight = weight.to(acc)
         total = torch.zeros(weight.shape[:-1], dtype=acc, device=hidden.device)
         whole = weight if weight.dim() == 1 else weight.sum(0)
-        in_place = registry.chosen("cross_entropy_", "auto", hidden) == "triton"
+        in_place = registry.chosen("cross_entropy_", backend, hidden) == "triton"
         rows = max(1, (LOGITS_IN_PLACE if in_place else LOGITS_AT_ONCE) // len(head))
         pooled = dry.device_type(hidden) == "cpu" and hidden.dtype == torch.float32
         for start in range(0, len(hidden), rows):
             cut = slice(start, start + rows)
             h = hidden[cut]
             logits = torch.mm(h, head.mT, out=pool.empty(len(h), len(head)) if pooled else None)
-            losses = cross_entropy_(logits, targets[cut], whole[cut], l2wrap, want_h or want_w)  # logits are now their gradient
+            losses = cross_entropy_(logits, targets[cut], whole[cut], l2wrap, want_h or want_w, backend)  # logits are now their gradient
             total += weight[..., cut] @ losses
             if want_h:
                 torch.mm(logits, head, out=d_hidden[cut])
@@ -110,4 +116,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_head = ctx.saved_tensors
         d_loss = d_loss.flatten()[0]
         scale = lambda x: None if x is None else x * d_loss.to(x.dtype)  # noqa: E731
-        return scale(d_hidden), scale(d_head), None, None, None
+        return scale(d_hidden), scale(d_head), None, None, None, None

@@ -3,13 +3,14 @@
 Token by token, in chunks with carried state, or in one piece: the results are the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv.kernels.fused import norm_mix
+from rwkv.kernels.registry import Kernels
 from rwkv.model import v4, v5, v6, v7
 from rwkv.model.loss import Head
 from rwkv.model.parts import orthogonal
@@ -38,33 +39,34 @@ class Block(nn.Module):
             self.ln0 = Norm(C)
         self.att, self.ffn = generation.TimeMix(size, layer), generation.ChannelMix(size, layer)
 
-    def forward(self, x, shift_B2C, S, v_first, reset, kernel):
+    def forward(self, x, shift_B2C, S, v_first, reset, kernels):
         """Returns (x, shift [B, 2, C], wkv state, v_first)."""
         if self.first:
             x = self.ln0(x)
-        x, mixed, att_last = norm_mix(x, None, self.ln1.weight, self.ln1.bias, shift_B2C[:, 0], self.att.mixes(), reset)
-        out, S, v_first = self.att(mixed, S, v_first, reset, kernel)
-        x, mixed, ffn_last = norm_mix(x, out, self.ln2.weight, self.ln2.bias, shift_B2C[:, 1], self.ffn.mixes(), reset)
+        x, mixed, att_last = norm_mix(x, None, self.ln1.weight, self.ln1.bias, shift_B2C[:, 0], self.att.mixes(), reset, kernels["norm_mix"])
+        out, S, v_first = self.att(mixed, S, v_first, reset, kernels)
+        x, mixed, ffn_last = norm_mix(x, out, self.ln2.weight, self.ln2.bias, shift_B2C[:, 1], self.ffn.mixes(), reset, kernels["norm_mix"])
         # stack copies: a view of the last token would keep the whole activation alive
-        return x + self.ffn(mixed), torch.stack([att_last, ffn_last], 1), S, v_first
+        return x + self.ffn(mixed, kernels), torch.stack([att_last, ffn_last], 1), S, v_first
 
 
 class RWKV(nn.Module):
     """A model of the generation `size.version`. Parameters are uninitialised until `init_weights` or a loaded file fills them.
 
     Args:
-        kernel: names the backend of the recurrence.
+        kernel: the backend of the recurrence, or those of operations by their names; `auto` where none is named.
         residual: dtype of what passes from block to block, and of its sums and norms; None: the weights'.
     """
 
-    def __init__(self, size: Size, kernel: str = "auto", residual: torch.dtype | None = None):
+    def __init__(self, size: Size, kernel: str | Mapping[str, str] | Kernels = "auto", residual: torch.dtype | None = None):
         super().__init__()
-        self.size, self.kernel, self.residual = size, kernel, residual
         generation = GENERATIONS[size.version]
+        self.size, self.kernels, self.residual = size, Kernels.of(kernel, generation.WKV), residual
         self.emb = nn.Embedding(size.vocab_size, size.n_embd)
         self.blocks = nn.ModuleList(Block(generation, size, layer) for layer in range(size.n_layer))
         self.ln_out = Norm(size.n_embd)
         self.head = Head(size.n_embd, size.vocab_size, bias=False)
+        self.head.kernel = self.kernels["cross_entropy_"]
 
     def forward(
         self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None, kept: list[Tensor] | None = None
@@ -87,7 +89,7 @@ class RWKV(nn.Module):
         for block, shift, wkv in zip(self.blocks, state.shift.unbind(1), state.wkv.unbind(1), strict=True):
             if kept is not None:
                 kept.append(x)
-            x, shift, wkv, v_first = block(x, shift, wkv, v_first, reset, self.kernel)
+            x, shift, wkv, v_first = block(x, shift, wkv, v_first, reset, self.kernels)
             shifts.append(shift)
             wkvs.append(wkv)
         if kept is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkv.kernels.fused import relu_squared
+from rwkv.kernels.registry import Kernels
 from rwkv.kernels.wkv4 import wkv4
 from rwkv.model.parts import linear, orthogonal, ramps, raw, zigzag
 from rwkv.model.size import Size
@@ -48,11 +49,11 @@ class TimeMix(nn.Module):
         return [1 - mix for mix in (self.time_mix_k, self.time_mix_v, self.time_mix_r)]
 
     def forward(
-        self, mixed: tuple[Tensor, ...], S_B3C: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+        self, mixed: tuple[Tensor, ...], S_B3C: Tensor, v_first: Tensor | None, reset: Tensor | None, kernels: Kernels
     ) -> tuple[Tensor, Tensor, None]:
         """Returns (out [B, T, C], final wkv state, None: v4 hands nothing from the first layer to those above)."""
         x_k, x_v, x_r = mixed
-        y, S_B3C = wkv4(self.time_decay, self.time_first, self.key(x_k), self.value(x_v), S_B3C, reset, backend=kernel)
+        y, S_B3C = wkv4(self.time_decay, self.time_first, self.key(x_k), self.value(x_v), S_B3C, reset, backend=kernels[WKV])
         return self.output(torch.sigmoid(self.receptance(x_r)) * y), S_B3C, None
 
     @torch.no_grad()
@@ -87,9 +88,9 @@ class ChannelMix(nn.Module):
     def mixes(self) -> list[Tensor]:
         return [1 - self.time_mix_k, 1 - self.time_mix_r]
 
-    def forward(self, mixed: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, mixed: tuple[Tensor, ...], kernels: Kernels) -> Tensor:
         x_k, x_r = mixed
-        return torch.sigmoid(self.receptance(x_r)) * self.value(relu_squared(self.key(x_k)))
+        return torch.sigmoid(self.receptance(x_r)) * self.value(relu_squared(self.key(x_k), kernels["relu_squared"]))
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv.kernels.fused.plain import GROUP_NORM_EPS
+from rwkv.kernels.registry import Kernels
 from rwkv.kernels.wkv5 import wkv5
 from rwkv.model import v4
 from rwkv.model.parts import is_matrix, linear, orthogonal, ramps, raw, zigzag
@@ -64,7 +65,7 @@ class TimeMix(nn.Module):
         return [1 - mix for mix in (self.time_mix_r, self.time_mix_k, self.time_mix_v, *gate)]
 
     def forward(
-        self, mixed: tuple[Tensor, ...], S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+        self, mixed: tuple[Tensor, ...], S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernels: Kernels
     ) -> tuple[Tensor, Tensor, None]:
         """Returns (out [B, T, C], final wkv state, None: v5 hands nothing from the first layer to those above)."""
         x_r, x_k, x_v, *x_g = mixed
@@ -72,7 +73,7 @@ class TimeMix(nn.Module):
         r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
         u = self.time_faaaa if self.gated else torch.exp(self.time_first)
         w, u = (p.view(H, -1).expand(H, N) for p in (self.time_decay, u))
-        y, S_BHNN = wkv5(*(z.view(B, T, H, N) if z.dim() == 3 else z for z in (r, w, k, v, u)), S_BHNN, reset, backend=kernel)
+        y, S_BHNN = wkv5(*(z.view(B, T, H, N) if z.dim() == 3 else z for z in (r, w, k, v, u)), S_BHNN, reset, backend=kernels[WKV])
         y = F.group_norm(y.reshape(B * T, C), H, self.ln_x.weight, self.ln_x.bias, self.ln_x.eps).view(B, T, C)
         if self.gated:
             y = y * F.silu(self.gate(x_g[0]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rwkv.kernels.fused import relu_squared
 from rwkv.kernels.fused.plain import GROUP_NORM_EPS
+from rwkv.kernels.registry import Kernels
 from rwkv.kernels.wkv6 import wkv6
 from rwkv.model.parts import is_matrix, linear, orthogonal, ramps, raw, zigzag
 from rwkv.model.size import Size
@@ -66,7 +67,7 @@ class TimeMix(nn.Module):
         return [torch.zeros_like(self.time_maa_x), torch.ones_like(self.time_maa_x), self.time_maa_x]
 
     def forward(
-        self, mixed: tuple[Tensor, ...], S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+        self, mixed: tuple[Tensor, ...], S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernels: Kernels
     ) -> tuple[Tensor, Tensor, None]:
         """Returns (out [B, T, C], final wkv state, None: v6 hands nothing from the first layer to those above)."""
         x, prev, x_x = mixed
@@ -79,7 +80,7 @@ class TimeMix(nn.Module):
 
         r, k, v, g = self.receptance(x_r), self.key(x_k), self.value(x_v), F.silu(self.gate(x_g))
         w = self.time_decay + torch.tanh(x_w @ self.time_decay_w1) @ self.time_decay_w2
-        y, S_BHNN = wkv6(*(z.view(heads) for z in (r, w, k, v)), self.time_faaaa, S_BHNN, reset, backend=kernel)
+        y, S_BHNN = wkv6(*(z.view(heads) for z in (r, w, k, v)), self.time_faaaa, S_BHNN, reset, backend=kernels[WKV])
         y = F.group_norm(y.reshape(B * T, C), heads[2], self.ln_x.weight, self.ln_x.bias, self.ln_x.eps).view(B, T, C)
         return self.output(y * g), S_BHNN, None
 
@@ -120,9 +121,9 @@ class ChannelMix(nn.Module):
     def mixes(self) -> list[Tensor]:
         return [self.time_maa_k, self.time_maa_r]
 
-    def forward(self, mixed: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, mixed: tuple[Tensor, ...], kernels: Kernels) -> Tensor:
         x_k, x_r = mixed
-        return torch.sigmoid(self.receptance(x_r)) * self.value(relu_squared(self.key(x_k)))
+        return torch.sigmoid(self.receptance(x_r)) * self.value(relu_squared(self.key(x_k), kernels["relu_squared"]))
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rwkv.kernels.fused import relu_squared, wkv7_inputs, wkv7_readout
 from rwkv.kernels.fused.plain import GROUP_NORM_EPS
+from rwkv.kernels.registry import Kernels
 from rwkv.kernels.wkv7 import wkv7
 from rwkv.model.parts import is_matrix, linear, orthogonal, plus, ramps, raw
 from rwkv.model.size import LoraRank, Size
@@ -58,7 +59,7 @@ class TimeMix(nn.Module):
         return [self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g]
 
     def forward(
-        self, mixed: tuple[Tensor, ...], S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernel: str
+        self, mixed: tuple[Tensor, ...], S_BHNN: Tensor, v_first: Tensor | None, reset: Tensor | None, kernels: Kernels
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (out [B, T, C], final wkv state, the first layer's value for the layers above)."""
         x_r, x_w, x_k, x_v, x_a, x_g = mixed
@@ -70,10 +71,11 @@ class TimeMix(nn.Module):
         g = torch.sigmoid(x_g @ self.g1) @ self.g2
 
         # a = sigmoid(a0 + a), v = lerp(v, v_first, sigmoid(v0 + v_gate)), kk = normalize(k k_k), k = k (1 + (a - 1) k_a)
-        r, k, v, minus_kk, kk_a, bonus = wkv7_inputs(r, k, v, a, v_gate, v_first, self.a0, self.v0, self.k_k, self.k_a, self.r_k)
-        y, S_BHNN = wkv7(r, w.view(r.shape), k, v, minus_kk, kk_a, S_BHNN, reset, backend=kernel)
+        r, k, v, minus_kk, kk_a, bonus = wkv7_inputs(r, k, v, a, v_gate, v_first, self.a0, self.v0, self.k_k, self.k_a, self.r_k, kernels["wkv7_inputs"])
+        y, S_BHNN = wkv7(r, w.view(r.shape), k, v, minus_kk, kk_a, S_BHNN, reset, backend=kernels[WKV])
         # (group_norm(y) + bonus v) g
-        return self.output(wkv7_readout(y, v, bonus, g, self.ln_x.weight, self.ln_x.bias)), S_BHNN, v_first
+        out = wkv7_readout(y, v, bonus, g, self.ln_x.weight, self.ln_x.bias, kernels["wkv7_readout"])
+        return self.output(out), S_BHNN, v_first
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -118,9 +120,9 @@ class ChannelMix(nn.Module):
     def mixes(self) -> list[Tensor]:
         return [self.x_k]
 
-    def forward(self, mixed: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, mixed: tuple[Tensor, ...], kernels: Kernels) -> Tensor:
         (x_k,) = mixed
-        return self.value(relu_squared(self.key(x_k)))
+        return self.value(relu_squared(self.key(x_k), kernels["relu_squared"]))
 
     @torch.no_grad()
     def init_weights(self) -> None:

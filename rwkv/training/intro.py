@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rwkv.config.schema import TrainConfig
 from rwkv.kernels import registry
+from rwkv.kernels.registry import Kernels
 from rwkv.model.rwkv import GENERATIONS, count_parameters
 from rwkv.training.display import Display
 from rwkv.training.environment import device_name
@@ -20,7 +21,9 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     op = GENERATIONS[size.version].WKV
     shape = 1, cfg.ctx_len.tokens, size.n_head, size.head_size
     sample = torch.empty(shape, dtype=session.dtype, device=session.ranks.device)
-    kernel = registry.chosen(op, cfg.model.kernel, sample)
+    kernels = Kernels.of(cfg.model.kernel, op)
+    kernel = registry.chosen(op, kernels[op], sample)
+    around = "".join(f", {x}: {registry.chosen(x, kernels[x], sample)}" for x in registry.ops_of(op)[1:] if kernels[x] != "auto")
     ranks = f" x {session.ranks.world} processes" if session.ranks.world > 1 else ""
     vals = session.read.vals.values()
     held = f"; {sum(v.count for v in vals):,} tokens of {sum(map(len, vals)):,} held out" if vals else "; nothing held out for validation"
@@ -37,19 +40,18 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     display.say(f"data   {tokens:,} tokens of {count(documents, 'document')}{held}")
     display.say(f"steps  {rows_text(session)}")
     display.say(f"bptt   {gradient_text(session)}")
-    display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; {op} kernel: {kernel}")
-    if slower := slower_kernels(op, cfg.model.kernel, sample):
+    display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; {op} kernel: {kernel}{around}")
+    if slower := slower_kernels(op, kernels, sample):
         display.say(f"slow   {slower}")
     display.say(f"run    {session.folder.path}")
     display.say(f"losses in nats a token; knowing only each token's frequency gives {session.read.unigram_entropy:.3f}, knowing nothing {math.log(size.vocab_size):.3f}")
     display.say(f"ready after {seconds:.1f} s")
 
 
-def slower_kernels(op: str, backend: str, sample: Tensor) -> str:
-    """Which operations of a model, whose recurrence is `op`, run without the backend made for this device, and why; empty if none."""
-    around = [x for x in registry.ops() if not x.startswith("wkv") or x.startswith(f"{op}_")]
+def slower_kernels(op: str, kernels: Kernels, sample: Tensor) -> str:
+    """Which operations of a model, whose recurrence is `op`, run unasked without the backend made for this device, and why; empty if none."""
     without: dict[str, list[str]] = {}
-    for x in [op] * (backend == "auto") + around:
+    for x in (x for x in registry.ops_of(op) if kernels[x] == "auto"):
         passed_over = registry.passed_over(x, sample)
         for reason in dict.fromkeys(passed_over.values()):
             named = " and ".join(name for name, of_it in passed_over.items() if of_it == reason)

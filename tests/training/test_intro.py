@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 
 from rwkv.kernels import registry
+from rwkv.kernels.registry import Kernels
 from rwkv.model import rwkv  # noqa: F401  (registers the kernels)
 from rwkv.training.intro import slower_kernels
 
 ROOT = Path(__file__).parents[2]
 SAY = """
 import torch
+from rwkv.kernels.registry import Kernels
 from rwkv.model import rwkv
 from rwkv.training.intro import slower_kernels
-print(slower_kernels("wkv7", "auto", torch.empty(1, 20, 1, 64)))
-print(slower_kernels("wkv7", "chunked", torch.empty(1, 20, 1, 64)))
+print(slower_kernels("wkv7", Kernels(), torch.empty(1, 20, 1, 64)))
+print(slower_kernels("wkv7", Kernels.of("chunked", "wkv7"), torch.empty(1, 20, 1, 64)))
 """
 
 
@@ -31,11 +33,11 @@ def test_a_compiler_that_fails_is_named(tmp_path):
 
 def test_what_is_made_for_another_device_is_no_reason():
     assert all("cuda" not in registry.passed_over(op, torch.empty(1, 20, 1, 64)) for op in registry.ops())
-    assert "CUDA" not in slower_kernels("wkv6", "auto", torch.empty(1, 20, 1, 64))
+    assert "CUDA" not in slower_kernels("wkv6", Kernels(), torch.empty(1, 20, 1, 64))
 
 
 def test_a_dtype_without_a_kernel_is_named():
-    assert "wkv6 without cpu: fp32, bf16 and fp16 CPU tensors only" in slower_kernels("wkv6", "auto", torch.empty(1, 20, 1, 64, dtype=torch.float64))
+    assert "wkv6 without cpu: fp32, bf16 and fp16 CPU tensors only" in slower_kernels("wkv6", Kernels(), torch.empty(1, 20, 1, 64, dtype=torch.float64))
 
 
 def test_missing_triton_is_named(monkeypatch):
@@ -45,4 +47,4 @@ def test_missing_triton_is_named(monkeypatch):
         "triton": registry.Backend("triton", triton.run, lambda _: "triton is not installed", triton.auto, "cpu"),  # as if made for this device
         "chunked": registry._OPS["wkv6"]["chunked"],
     })  # fmt: skip
-    assert slower_kernels("wkv6", "auto", torch.empty(1, 20, 1, 64)).startswith("wkv6 without triton: triton is not installed")
+    assert slower_kernels("wkv6", Kernels(), torch.empty(1, 20, 1, 64)).startswith("wkv6 without triton: triton is not installed")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv.kernels import again, dry
+from rwkv.kernels.registry import Kernels
 from rwkv.model.loss import Head
 from rwkv.model.rwkv import RWKV
 from rwkv.model.size import Size
@@ -39,18 +40,21 @@ class Chunk:
 
 MOST_TOKENS = {"v4": 512}  # of a dry run: where kernels loop over tokens in Python, it would take its time
 OF_OTHERS = 4096
+AUTO = Kernels()
 
 
 @functools.cache
-def chunk_bytes(size: Size, rows: int, tokens: int, weights: str, device: str, kernel: str = "auto", selective: bool = False, residual: str | None = None) -> Chunk:
-    """device: "cpu" or "cuda"; selective: as `bptt.recompute=selective`. Raises KernelError if `kernel` cannot run there."""
+def chunk_bytes(
+    size: Size, rows: int, tokens: int, weights: str, device: str, kernels: Kernels = AUTO, selective: bool = False, residual: str | None = None
+) -> Chunk:
+    """device: "cpu" or "cuda"; selective: as `bptt.recompute=selective`. Raises KernelError if one of `kernels` cannot run there."""
     dtype, wide, most = DTYPES[weights], DTYPES.get(residual), MOST_TOKENS.get(size.version, OF_OTHERS)
 
     def model(layers: int) -> RWKV:
-        return RWKV(replace(size, n_layer=layers, vocab_size=16), kernel, wide).to(dtype)
+        return RWKV(replace(size, n_layer=layers, vocab_size=16), kernels, wide).to(dtype)
 
     with dry.on(device):
-        logits = _head(size, rows * tokens, dtype)
+        logits = _head(size, rows * tokens, dtype, kernels)
         found = _count(model, size.n_layer, rows, min(tokens, most), selective)
         if tokens > most:
             half = _count(model, size.n_layer, rows, most // 2, selective)
@@ -101,9 +105,10 @@ def _blocks(rwkv: RWKV, rows: int, tokens: int, selective: bool) -> tuple[int, i
         return kept, live.peak
 
 
-def _head(size: Size, tokens: int, dtype: torch.dtype) -> int:
+def _head(size: Size, tokens: int, dtype: torch.dtype, kernels: Kernels) -> int:
     """The most bytes in the head's forward and backward."""
     head = Head(size.n_embd, size.vocab_size, bias=False).to(dtype)
+    head.kernel = kernels["cross_entropy_"]
     head.weight.register_post_accumulate_grad_hook(_drop)
     hidden = torch.empty(1, tokens, size.n_embd, dtype=dtype, requires_grad=True)
     targets, weight = torch.empty(1, tokens, dtype=torch.long), torch.empty(1, tokens)

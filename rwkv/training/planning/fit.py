@@ -9,6 +9,7 @@ import torch
 from rwkv.config.check import check
 from rwkv.config.schema import Strategy, TrainConfig
 from rwkv.errors import ConfigError
+from rwkv.kernels.registry import Kernels
 from rwkv.memory import free_bytes, human
 from rwkv.model.size import Size
 from rwkv.training import strategies
@@ -165,7 +166,7 @@ def advice(cfg: TrainConfig, machine: Machine, told: Verdict, found: list[str]) 
 
 def one_backward(size: Size, rows: int, tokens: int, weights: str, device: torch.device) -> int:
     """Bytes of one backward over rows of so many tokens, with the model and its gradients, on the device: for certificates."""
-    work = Work(size, weights, rows, None, tokens, 1, 1, 1, False, False, "device", False, "auto", tokens)
+    work = Work(size, weights, rows, None, tokens, 1, 1, 1, False, False, "device", False, Kernels(), tokens)
     machine = Machine("", device.type, 1, 1, free_bytes(device) if device.type == "cuda" else None, None, None)
     found = need("auto", work, machine, 1)
     parts = found.device or found.host

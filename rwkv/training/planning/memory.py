@@ -56,7 +56,7 @@ def need(kind: str, work: Work, machine: Machine, world: int) -> Need:
     held, on_host = shares(kind, params, work, world, cuda)
     rows = work.rows_of_rank(world)
     group = min(work.at_once or rows, rows)
-    chunk = chunk_bytes(work.size, group, work.ctx, work.weights, machine.device, work.kernel, work.selective, work.residual)
+    chunk = chunk_bytes(work.size, group, work.ctx, work.weights, machine.device, work.kernels, work.selective, work.residual)
     held |= at_work(work, chunk, group, world)
     room = machine.memory - sum(held.values()) if cuda else None
     host = (machine.host or 2**60) / each

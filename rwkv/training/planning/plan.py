@@ -104,7 +104,7 @@ def _largest(cfg: TrainConfig, work: Work, machine: Machine, what: str, step: in
     low = -(-getattr(work, what) // step) * step  # fewer rows than ranks take as much as one on each
     most = 2 * low
     one = taken(low)
-    for _ in range(1 if work.kernel == "reference" else 3):  # that is counted token by token
+    for _ in range(1 if "reference" in dict(work.kernels.named).values() else 3):  # that is counted token by token
         if one is None or (two := taken(most)) is None:
             return None
         most = int(low + (most - low) * (free - one) / (two - one)) // step * step

@@ -11,7 +11,8 @@ from rwkv.config.derived import size_of
 from rwkv.config.schema import TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.data import tokenizer
-from rwkv.model.rwkv import RWKV
+from rwkv.kernels.registry import Kernels
+from rwkv.model.rwkv import GENERATIONS, RWKV
 from rwkv.model.size import Size
 from rwkv.model.state import DTYPES, State
 
@@ -61,7 +62,7 @@ class Work:
     selective: bool
     states: str
     graphs: bool
-    kernel: str
+    kernels: Kernels
     tokens: int
     residual: str | None = None  # dtype, if it is not the weights'
 
@@ -74,7 +75,8 @@ class Work:
         window = {"exact": chunks, "truncated": min(cfg.bptt.depth, chunks), "off": 1}[cfg.bptt.mode]
         return Work(
             size, cfg.precision.weights, layout.rows, layout.at_once, ctx, chunks, window, layout.accumulate,
-            cfg.bptt.recompute is True, cfg.bptt.recompute == "selective", cfg.bptt.states, cfg.bptt.graphs, cfg.model.kernel, cfg.trainer.tokens,
+            cfg.bptt.recompute is True, cfg.bptt.recompute == "selective", cfg.bptt.states, cfg.bptt.graphs,
+            Kernels.of(cfg.model.kernel, GENERATIONS[size.version].WKV), cfg.trainer.tokens,
             cfg.precision.residual,
         )  # fmt: skip
 
