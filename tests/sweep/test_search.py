@@ -218,7 +218,7 @@ def test_every_sampler_draws(sampler, tmp_path, monkeypatch):
 def test_a_real_search_is_killed_and_gone_on_with(text, tmp_path):  # noqa: F811
     """What learns nothing is ended; the parent is killed in the midst of a trial; the same command comes to the end of all."""
     sweeper = {"trials": 4, "startup": 1, "sampler": "random", "seed": 2}
-    args = [*settings(text, "trainer.val_every=2"), "hydra/sweeper=optuna", *(f"hydra.sweeper.{k}={v}" for k, v in sweeper.items())]
+    args = [*settings(text, "trainer.val_every=4", "trainer.tokens=5k"), "hydra/sweeper=optuna", *(f"hydra.sweeper.{k}={v}" for k, v in sweeper.items())]
     args += ["optim.lr=3e-2,1e-7", "seed=int(interval(1,999))", "hydra.launcher.jobs=1"]
     parent = start(args, tmp_path, tmp_path / "log")
     wait_for(lambda: len(steps(tmp_path)) == 3 and min(steps(tmp_path)) > 1)
