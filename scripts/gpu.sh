@@ -9,7 +9,8 @@ out=${1:-scripts/bench/results}
 python=${PYTHON:-.venv/bin/python}
 export PYTHONPATH=.
 mkdir -p "$out"
-devices=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+devices=$("$python" -c 'import torch; print(torch.cuda.device_count())') && [ "$devices" -gt 0 ] || { echo "no CUDA device here, for the torch of $python"; exit 1; }
+IFS=, read -ra cards <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((devices - 1)))}"
 failed=0
 
 if [ "${BENCHMARKS:-1}" = 1 ]; then
@@ -52,7 +53,7 @@ if [ "${SANITIZER:-1}" = 1 ] && command -v compute-sanitizer > /dev/null; then
     job=0
     for tool in memcheck racecheck; do
         for ops in "triton wkv4" "triton wkv5" "triton wkv6" "triton wkv7" "cuda wkv7" "triton norm_mix wkv7_inputs wkv7_readout relu_squared cross_entropy_"; do
-            CUDA_VISIBLE_DEVICES=$((job++ % devices)) side_by_side sanitized $tool kernel=$ops
+            CUDA_VISIBLE_DEVICES=${cards[job++ % devices]} side_by_side sanitized $tool kernel=$ops
         done
     done
     all_done

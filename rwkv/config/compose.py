@@ -87,6 +87,8 @@ def normalise(overrides: list[str]) -> list[str]:
             raise ConfigError(f"{text}: several values; add -m to train with each of them, or write one value that is a list as {key}=[a,b]")
         if key in seen:
             raise ConfigError(f"{key} is set twice: {seen[key]} and {text}; keep one")
+        if above := next((k for k in seen if key.startswith(f"{k}.") and k not in known and not isinstance(parse(seen[k]).value(), dict)), None):
+            raise ConfigError(f"{seen[above]} and {text}: the one replaces the other; keep one, or name the first below {above} too")
         seen[key] = text
         out.append(_check_option(text, override, known) if key in known else _check_key(text, override, known))
     return out
@@ -149,12 +151,11 @@ def _fields(node: Any) -> dict[str, Any]:
 
 
 def _named(node: Any) -> Any:
-    """The type of the values of a mapping from names, or of an optional one; None of anything else."""
-    for candidate in (node, *getattr(node, "__args__", ())):
-        if getattr(candidate, "__origin__", None) is dict:
-            value = candidate.__args__[1]
-            return getattr(schema, value) if isinstance(value, str) else value
-    return None
+    """The type of the values of a mapping from names, or of a union with one; None of anything else."""
+    if getattr(node, "__origin__", None) is dict:
+        value = node.__args__[1]
+        return getattr(schema, value) if isinstance(value, str) else value
+    return next((found for x in getattr(node, "__args__", ()) if (found := _named(x)) is not None), None)
 
 
 def nearest(word: str, names: Iterable[str], prefix: str = "") -> str:

@@ -44,7 +44,7 @@ def _as_kernel(value: object) -> object:
     named = isinstance(value, dict) and value and all(isinstance(x, str) and x for pair in value.items() for x in pair)
     if named or (isinstance(value, str) and value):
         return value
-    raise PydanticCustomError("kernel", "takes a backend of the recurrence, or one of each operation named, as in '{norm_mix: torch}'")
+    raise PydanticCustomError("kernel", "takes a backend of the recurrence, or one of each operation named, as model.kernel.norm_mix=torch")
 
 
 Bool = Annotated[bool, Field(strict=True)]
@@ -82,7 +82,7 @@ class Model:
     head_size: Extent | None
     vocab_size: Extent | None  # null: the file's, or the tokenizer's
     lora_rank: LoraRanks | None  # of v7; null: the official trainer's rule
-    kernel: Annotated[str | dict[str, str], BeforeValidator(_as_kernel)]  # backend of the recurrence, or of operations, as {norm_mix: torch}; else auto
+    kernel: Annotated[str | dict[str, str], BeforeValidator(_as_kernel)]  # backend of the recurrence, or of operations by name: model.kernel.norm_mix=torch
 
 
 @dataclass(config=_STRICT, frozen=True)

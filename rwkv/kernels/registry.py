@@ -36,14 +36,12 @@ class Kernels:
         return dict(self.named).get(op, "auto")
 
     @staticmethod
-    def of(kernel: "str | Mapping[str, str] | Kernels", recurrence: str) -> "Kernels":
+    def of(kernel: str | Mapping[str, str], recurrence: str) -> "Kernels":
         """From the setting: a backend of the recurrence, or one of each op named. Raises KernelError at an op that the model has not."""
-        if isinstance(kernel, Kernels):
-            return kernel
         named = {recurrence: kernel} if isinstance(kernel, str) else dict(kernel)
         has = ops_of(recurrence)
         if unknown := [op for op in named if op not in has]:
-            raise KernelError(f"kernel={{{unknown[0]}: {named[unknown[0]]}}}: the model has no such operation; it has {', '.join(has)}")
+            raise KernelError(f"model.kernel.{unknown[0]}={named[unknown[0]]}: the model has no such operation; it has {', '.join(has)}")
         return Kernels(tuple(sorted(named.items())))
 
 

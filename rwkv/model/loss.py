@@ -54,7 +54,9 @@ class Head(nn.Linear):
     kernel: the backend of `cross_entropy_`.
     """
 
-    kernel = "auto"
+    def __init__(self, n_embd: int, vocab_size: int, kernel: str = "auto"):
+        super().__init__(n_embd, vocab_size, bias=False)
+        self.kernel = kernel
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, weight: Tensor | None = None, l2wrap: float = 0.0) -> Tensor:
         """Logits [..., vocab_size] in the model's dtype; with targets the loss, as `LossModel.loss`."""

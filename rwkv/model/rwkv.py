@@ -58,15 +58,14 @@ class RWKV(nn.Module):
         residual: dtype of what passes from block to block, and of its sums and norms; None: the weights'.
     """
 
-    def __init__(self, size: Size, kernel: str | Mapping[str, str] | Kernels = "auto", residual: torch.dtype | None = None):
+    def __init__(self, size: Size, kernel: str | Mapping[str, str] = "auto", residual: torch.dtype | None = None):
         super().__init__()
         generation = GENERATIONS[size.version]
         self.size, self.kernels, self.residual = size, Kernels.of(kernel, generation.WKV), residual
         self.emb = nn.Embedding(size.vocab_size, size.n_embd)
         self.blocks = nn.ModuleList(Block(generation, size, layer) for layer in range(size.n_layer))
         self.ln_out = Norm(size.n_embd)
-        self.head = Head(size.n_embd, size.vocab_size, bias=False)
-        self.head.kernel = self.kernels["cross_entropy_"]
+        self.head = Head(size.n_embd, size.vocab_size, self.kernels["cross_entropy_"])
 
     def forward(
         self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None, kept: list[Tensor] | None = None

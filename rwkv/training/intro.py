@@ -22,8 +22,7 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     shape = 1, cfg.ctx_len.tokens, size.n_head, size.head_size
     sample = torch.empty(shape, dtype=session.dtype, device=session.ranks.device)
     kernels = Kernels.of(cfg.model.kernel, op)
-    kernel = registry.chosen(op, kernels[op], sample)
-    around = "".join(f", {x}: {registry.chosen(x, kernels[x], sample)}" for x in registry.ops_of(op)[1:] if kernels[x] != "auto")
+    running = kernels_text(op, kernels, sample)
     ranks = f" x {session.ranks.world} processes" if session.ranks.world > 1 else ""
     vals = session.read.vals.values()
     held = f"; {sum(v.count for v in vals):,} tokens of {sum(map(len, vals)):,} held out" if vals else "; nothing held out for validation"
@@ -40,12 +39,18 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     display.say(f"data   {tokens:,} tokens of {count(documents, 'document')}{held}")
     display.say(f"steps  {rows_text(session)}")
     display.say(f"bptt   {gradient_text(session)}")
-    display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; {op} kernel: {kernel}{around}")
+    display.say(f"device {device_name() if session.ranks.device.type == 'cpu' else torch.cuda.get_device_name()}{ranks}; {running}")
     if slower := slower_kernels(op, kernels, sample):
         display.say(f"slow   {slower}")
     display.say(f"run    {session.folder.path}")
     display.say(f"losses in nats a token; knowing only each token's frequency gives {session.read.unigram_entropy:.3f}, knowing nothing {math.log(size.vocab_size):.3f}")
     display.say(f"ready after {seconds:.1f} s")
+
+
+def kernels_text(op: str, kernels: Kernels, sample: Tensor) -> str:
+    """Which backend runs the recurrence `op`, and each operation for which one is named. Raises KernelError if one of these cannot."""
+    around = "".join(f", {x}: {registry.chosen(x, kernels[x], sample)}" for x in registry.ops_of(op)[1:] if kernels[x] != "auto")
+    return f"{op} kernel: {registry.chosen(op, kernels[op], sample)}{around}"
 
 
 def slower_kernels(op: str, kernels: Kernels, sample: Tensor) -> str:

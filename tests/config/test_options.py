@@ -91,6 +91,18 @@ def test_every_setting_is_read_somewhere():
         walk(kind)
 
 
+def test_kernels_of_operations_add_up():
+    file = conf_dir() / "experiment" / "zz_kernels.yaml"
+    file.write_text("# @package _global_\nmodel: {kernel: {norm_mix: torch}}\n")
+    try:
+        given = ["experiment=zz_kernels", "model.kernel.relu_squared=torch", "model.kernel.wkv7=chunked"]
+        assert load(given).model.kernel == {"norm_mix": "torch", "relu_squared": "torch", "wkv7": "chunked"}
+        assert load([*given[:1], "model.kernel={relu_squared: torch}"]).model.kernel == {"norm_mix": "torch", "relu_squared": "torch"}
+        assert load([*given[:1], "model.kernel=chunked"]).model.kernel == "chunked"
+    finally:
+        file.unlink()
+
+
 def test_experiments_win_over_groups(tmp_path, monkeypatch):
     file = conf_dir() / "experiment" / "zz_test.yaml"
     file.write_text("# @package _global_\noptim:\n  lr: 0.5\n")

@@ -258,3 +258,21 @@ def test_an_official_file_comes_back_bit_for_bit(version, dtype, tmp_path):
 def test_one_layer_works(version):
     model = random_model(version, n_layer=1)
     assert model(some_tokens())[0].isfinite().all()
+
+
+@pytest.mark.parametrize("version", GENERATIONS)
+def test_a_model_can_be_compiled(version):
+    """By torch.compile, which breaks its graph at the kernels of the CPU; the gradient is the same."""
+    model = LossModel(random_model(version, torch.float32, n_layer=2))
+    tokens, state = some_tokens(), State.zeros(size(version, 2), 2, torch.float32)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found = []
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        loss, end = run(tokens, state, None, tokens, torch.ones(2, 40))
+        (loss + end.wkv.sum()).backward()
+        found.append([loss.detach(), end.wkv.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 4
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5 * want.abs().max().item())

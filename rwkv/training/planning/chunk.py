@@ -51,7 +51,7 @@ def chunk_bytes(
     dtype, wide, most = DTYPES[weights], DTYPES.get(residual), MOST_TOKENS.get(size.version, OF_OTHERS)
 
     def model(layers: int) -> RWKV:
-        return RWKV(replace(size, n_layer=layers, vocab_size=16), kernels, wide).to(dtype)
+        return RWKV(replace(size, n_layer=layers, vocab_size=16), dict(kernels.named), wide).to(dtype)
 
     with dry.on(device):
         logits = _head(size, rows * tokens, dtype, kernels)
@@ -107,8 +107,7 @@ def _blocks(rwkv: RWKV, rows: int, tokens: int, selective: bool) -> tuple[int, i
 
 def _head(size: Size, tokens: int, dtype: torch.dtype, kernels: Kernels) -> int:
     """The most bytes in the head's forward and backward."""
-    head = Head(size.n_embd, size.vocab_size, bias=False).to(dtype)
-    head.kernel = kernels["cross_entropy_"]
+    head = Head(size.n_embd, size.vocab_size, kernels["cross_entropy_"]).to(dtype)
     head.weight.register_post_accumulate_grad_hook(_drop)
     hidden = torch.empty(1, tokens, size.n_embd, dtype=dtype, requires_grad=True)
     targets, weight = torch.empty(1, tokens, dtype=torch.long), torch.empty(1, tokens)

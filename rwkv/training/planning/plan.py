@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 from rwkv.checkpoint.run import RunFolder
 from rwkv.config.schema import TrainConfig
+from rwkv.model.rwkv import GENERATIONS
 from rwkv.model.size import Size
 from rwkv.training.planning.cost import Flops, Rate, flops, rate, traffic
 from rwkv.training.planning.fit import Verdict, remedies, verdict, verdicts
@@ -104,7 +105,7 @@ def _largest(cfg: TrainConfig, work: Work, machine: Machine, what: str, step: in
     low = -(-getattr(work, what) // step) * step  # fewer rows than ranks take as much as one on each
     most = 2 * low
     one = taken(low)
-    for _ in range(1 if "reference" in dict(work.kernels.named).values() else 3):  # that is counted token by token
+    for _ in range(1 if work.kernels[GENERATIONS[work.size.version].WKV] == "reference" else 3):  # that is counted token by token
         if one is None or (two := taken(most)) is None:
             return None
         most = int(low + (most - low) * (free - one) / (two - one)) // step * step

@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from rwkv.config.compose import load
 from rwkv.kernels import dry
+from rwkv.kernels.registry import Kernels
 from rwkv.model.loss import LossModel
 from rwkv.model.rwkv import GENERATIONS, RWKV
 from rwkv.model.size import Size
 from rwkv.model.state import DTYPES, State
 from rwkv.training.planning import chunk
 from rwkv.training.planning.live import Live
+from rwkv.training.planning.work import Work
 
 ROWS, TOKENS, VOCAB = 2, 48, 300
 
@@ -50,6 +53,13 @@ def test_a_gpu_is_planned_for_without_one(version):
     found = chunk.chunk_bytes(size, ROWS, TOKENS, "bf16", "cuda")
     assert found.kept > found.inputs > 0 and found.kept > 4 * found.by_block and found.backward > 0
     assert not dry.running()
+
+
+def test_the_kernels_asked_for_are_those_counted():
+    found = [chunk.chunk_bytes(size_of("v7"), ROWS, TOKENS, "bf16", "cuda", Kernels.of(k, "wkv7")) for k in ({}, dict.fromkeys(("norm_mix", "cross_entropy_"), "torch"))]
+    assert found[1].logits > found[0].logits and found[1].kept > found[0].kept
+    cfg = load(["model.kernel.norm_mix=torch", "model.kernel.wkv7=chunked"])
+    assert Work.of(cfg, size_of("v7")).kernels == Kernels((("norm_mix", "torch"), ("wkv7", "chunked")))
 
 
 def test_bytes_grow_with_tokens():
