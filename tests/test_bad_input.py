@@ -75,6 +75,7 @@ TRAIN = {
     "unknown kernel of an operation": (["model.kernel={norm_mix: warp}"], r"kernel=warp: norm_mix has no such backend; it has triton, torch"),
     "kernel of another model's operation": (["model.kernel.wkv6=cpu"], r"model\.kernel\.wkv6=cpu: the model has no such operation; it has wkv7, norm_mix"),
     "two kernels": (["model.kernel=chunked", "model.kernel.norm_mix=torch"], r"model\.kernel=chunked and model\.kernel\.norm_mix=torch: the one replaces"),
+    "two kernels, the other way round": (["model.kernel.norm_mix=torch", "model.kernel=chunked"], r"model\.kernel=chunked and model\.kernel\.norm_mix=torch: the one"),
     "no kernel": (["model.kernel=null"], r"model\.kernel=None: takes a backend of the recurrence, or one of each operation named"),
     "kernels of nothing": (["model.kernel={}"], r"model\.kernel=\{\}: takes a backend of the recurrence"),
     "no such device": (["strategy.accelerator=cuda"], r"finds no CUDA device"),

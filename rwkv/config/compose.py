@@ -77,7 +77,8 @@ def normalise(overrides: list[str]) -> list[str]:
     Raises:
         ConfigError: an override that cannot be read, an unknown option or key.
     """
-    known, seen, out = groups(), {}, []
+    known, out = groups(), []
+    seen: dict[str, Override] = {}
     for text in overrides:
         override = parse(text)
         key = override.key_or_group
@@ -86,11 +87,13 @@ def normalise(overrides: list[str]) -> list[str]:
         if override.is_sweep_override():
             raise ConfigError(f"{text}: several values; add -m to train with each of them, or write one value that is a list as {key}=[a,b]")
         if key in seen:
-            raise ConfigError(f"{key} is set twice: {seen[key]} and {text}; keep one")
-        if above := next((k for k in seen if key.startswith(f"{k}.") and k not in known and not isinstance(parse(seen[k]).value(), dict)), None):
-            raise ConfigError(f"{seen[above]} and {text}: the one replaces the other; keep one, or name the first below {above} too")
-        seen[key] = text
+            raise ConfigError(f"{key} is set twice: {seen[key].input_line} and {text}; keep one")
+        seen[key] = override
         out.append(_check_option(text, override, known) if key in known else _check_key(text, override, known))
+    for key, override in seen.items():
+        below = next((seen[k] for k in seen if k.startswith(f"{key}.")), None)
+        if below and key not in known and not isinstance(override.value(), dict):
+            raise ConfigError(f"{override.input_line} and {below.input_line}: the one replaces the other; keep one, or name the first below {key} too")
     return out
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from rwkv.config.schema import TrainConfig
 from rwkv.errors import ConfigError
+from rwkv.kernels.registry import Kernels
 from rwkv.model.rwkv import GENERATIONS, RWKV
 from rwkv.model.size import LoraRank, Size
 from rwkv.model.state import DTYPES
@@ -36,7 +37,12 @@ def size_of(cfg: TrainConfig, tokenizer_vocab: int, found: Size | None = None) -
 
 def model_of(cfg: TrainConfig, size: Size) -> RWKV:
     """A model of that size, its parameters uninitialised."""
-    return RWKV(size, cfg.model.kernel, DTYPES.get(cfg.precision.residual))
+    return RWKV(size, kernels_of(cfg, size), DTYPES.get(cfg.precision.residual))
+
+
+def kernels_of(cfg: TrainConfig, size: Size) -> Kernels:
+    """The backends that `model.kernel` asks for. Raises KernelError at an operation that such a model has not."""
+    return Kernels.of(cfg.model.kernel, GENERATIONS[size.version].WKV)
 
 
 def peak_lr(cfg: TrainConfig, size: Size) -> float:

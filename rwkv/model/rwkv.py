@@ -3,7 +3,7 @@
 Token by token, in chunks with carried state, or in one piece: the results are the same.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -54,14 +54,14 @@ class RWKV(nn.Module):
     """A model of the generation `size.version`. Parameters are uninitialised until `init_weights` or a loaded file fills them.
 
     Args:
-        kernel: the backend of the recurrence, or those of operations by their names; `auto` where none is named.
+        kernels: the backends asked for.
         residual: dtype of what passes from block to block, and of its sums and norms; None: the weights'.
     """
 
-    def __init__(self, size: Size, kernel: str | Mapping[str, str] = "auto", residual: torch.dtype | None = None):
+    def __init__(self, size: Size, kernels: Kernels = Kernels(), residual: torch.dtype | None = None):
         super().__init__()
+        self.size, self.kernels, self.residual = size, kernels, residual
         generation = GENERATIONS[size.version]
-        self.size, self.kernels, self.residual = size, Kernels.of(kernel, generation.WKV), residual
         self.emb = nn.Embedding(size.vocab_size, size.n_embd)
         self.blocks = nn.ModuleList(Block(generation, size, layer) for layer in range(size.n_layer))
         self.ln_out = Norm(size.n_embd)

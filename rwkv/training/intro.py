@@ -21,7 +21,7 @@ def introduce(session: Session, display: Display, seconds: float) -> None:
     op = GENERATIONS[size.version].WKV
     shape = 1, cfg.ctx_len.tokens, size.n_head, size.head_size
     sample = torch.empty(shape, dtype=session.dtype, device=session.ranks.device)
-    kernels = Kernels.of(cfg.model.kernel, op)
+    kernels = session.model.rwkv.kernels
     running = kernels_text(op, kernels, sample)
     ranks = f" x {session.ranks.world} processes" if session.ranks.world > 1 else ""
     vals = session.read.vals.values()

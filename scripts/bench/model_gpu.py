@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rwkv.bptt.chunks import runner  # noqa: E402
 from rwkv.bptt.engine import Settings, gradient  # noqa: E402
 from rwkv.data.batch import Batch  # noqa: E402
+from rwkv.kernels.registry import Kernels, ops_of  # noqa: E402
 from rwkv.model.loss import LossModel  # noqa: E402
 from rwkv.model.rwkv import RWKV, count_parameters, initial_weights  # noqa: E402
 from rwkv.model.size import LoraRank, Size  # noqa: E402
@@ -35,7 +36,7 @@ from rwkv.training.optimizer import MASTER, Optimizer  # noqa: E402
 
 CTX, VOCAB, PEAK = 4096, 65536, 989e12  # of an H100 in bf16, dense
 AT_ONCE = 4  # processes, of which one has the GPU
-PLAIN = dict.fromkeys(("norm_mix", "wkv7_inputs", "wkv7_readout", "relu_squared", "cross_entropy_"), "torch")
+PLAIN = Kernels(tuple((op, "torch") for op in ops_of("wkv7")[1:]))
 ROWS = [  # layers, width, rows, bptt.recompute
     (12, 768, 16, False),
     (12, 768, 16, "selective"),
@@ -55,7 +56,7 @@ def measure(layers: int, width: int, rows: int, recompute: bool | str, plain: bo
     weights = list(initial_weights(size, 0))
     fcntl.flock(gpu, fcntl.LOCK_EX)
     with torch.device("meta"):
-        rwkv = RWKV(size, PLAIN if plain else "auto").bfloat16()
+        rwkv = RWKV(size, PLAIN if plain else Kernels()).bfloat16()
     rwkv = rwkv.to_empty(device="cuda")
     optimizer = Optimizer(rwkv, rwkv.optimizer_groups(), betas=(0.9, 0.99), eps=1e-18, weight_decay=0.1)
     for name, weight in weights:

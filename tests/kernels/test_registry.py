@@ -33,7 +33,7 @@ def runs(monkeypatch, kernel, version, block_by_block=False) -> set[tuple[str, s
         monkeypatch.setitem(registry._OPS, op, spies | {"asked": spy(op, replace(plain, name="asked"))})  # the last, which is never taken unasked
     rank = None if version in ("v4", "v5") else GENERATIONS[version].default_rank(32)
     size = Size(2, 32, 50, rank, 16, version)
-    model = LossModel(RWKV(size, kernel).init_weights(0))
+    model = LossModel(RWKV(size, Kernels.of(kernel, GENERATIONS[version].WKV)).init_weights(0))
     tokens = torch.randint(50, (2, 20))
     chunk = Chunk(tokens, tokens, torch.ones(2, 20, dtype=torch.float64), None)
     state = State.zeros(size, 2, torch.float32)

@@ -40,18 +40,17 @@ class Chunk:
 
 MOST_TOKENS = {"v4": 512}  # of a dry run: where kernels loop over tokens in Python, it would take its time
 OF_OTHERS = 4096
-AUTO = Kernels()
 
 
 @functools.cache
 def chunk_bytes(
-    size: Size, rows: int, tokens: int, weights: str, device: str, kernels: Kernels = AUTO, selective: bool = False, residual: str | None = None
+    size: Size, rows: int, tokens: int, weights: str, device: str, kernels: Kernels = Kernels(), selective: bool = False, residual: str | None = None
 ) -> Chunk:
     """device: "cpu" or "cuda"; selective: as `bptt.recompute=selective`. Raises KernelError if one of `kernels` cannot run there."""
     dtype, wide, most = DTYPES[weights], DTYPES.get(residual), MOST_TOKENS.get(size.version, OF_OTHERS)
 
     def model(layers: int) -> RWKV:
-        return RWKV(replace(size, n_layer=layers, vocab_size=16), dict(kernels.named), wide).to(dtype)
+        return RWKV(replace(size, n_layer=layers, vocab_size=16), kernels, wide).to(dtype)
 
     with dry.on(device):
         logits = _head(size, rows * tokens, dtype, kernels)

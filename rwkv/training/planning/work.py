@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from rwkv.checkpoint import official
-from rwkv.config.derived import size_of
+from rwkv.config.derived import kernels_of, size_of
 from rwkv.config.schema import TrainConfig
 from rwkv.config.vocab import VOCAB_SIZES
 from rwkv.data import tokenizer
 from rwkv.kernels.registry import Kernels
-from rwkv.model.rwkv import GENERATIONS, RWKV
+from rwkv.model.rwkv import RWKV
 from rwkv.model.size import Size
 from rwkv.model.state import DTYPES, State
 
@@ -76,8 +76,7 @@ class Work:
         return Work(
             size, cfg.precision.weights, layout.rows, layout.at_once, ctx, chunks, window, layout.accumulate,
             cfg.bptt.recompute is True, cfg.bptt.recompute == "selective", cfg.bptt.states, cfg.bptt.graphs,
-            Kernels.of(cfg.model.kernel, GENERATIONS[size.version].WKV), cfg.trainer.tokens,
-            cfg.precision.residual,
+            kernels_of(cfg, size), cfg.trainer.tokens, cfg.precision.residual,
         )  # fmt: skip
 
     @property
